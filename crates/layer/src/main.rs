@@ -1,0 +1,7 @@
+//! `build-layer`: makes the Python tree that every door serves.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    layer::main()
+}

@@ -1,0 +1,15 @@
+//! The words every part speaks: what can be asked, what is answered, which limits hold, how things fail.
+//!
+//! Rule: no I/O and no policy in here, only types whose values are valid once they exist. Whatever comes from a
+//! client becomes one of these types at the door, with one text for one mistake, whichever door it came through.
+
+mod limits;
+mod outcome;
+mod request;
+
+pub use limits::{
+    CpuSeconds, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits,
+    MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
+};
+pub use outcome::{Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, Stream};
+pub use request::{ArgumentError, CellRequest, ExecuteArguments};

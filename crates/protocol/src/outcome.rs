@@ -1,0 +1,188 @@
+//! What a run gives back. The field names of [`ExecutionResult`] are the deployed contract: they don't change.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The stable code of a failure: a client may match on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The code raised an exception, or is not valid Python.
+    PythonError,
+    /// The wall-clock limit passed; the run was killed.
+    Timeout,
+    /// The memory limit was met: Python raised `MemoryError`, or the run was killed.
+    MemoryLimit,
+    /// More output than the hard limit; the run was killed.
+    OutputLimit,
+    /// More processes or threads than allowed; the run was killed.
+    ProcessLimit,
+    /// The process ended before the code did (`sys.exit`, `os._exit`).
+    Exited,
+    /// The process was ended by a signal of its own making, such as a segmentation fault.
+    Crashed,
+    /// All kernels are taken and the queue is full: try again later.
+    Busy,
+    /// The caller went away or took the call back.
+    Cancelled,
+    /// Our fault, not the code's.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The word used on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PythonError => "python_error",
+            Self::Timeout => "timeout",
+            Self::MemoryLimit => "memory_limit",
+            Self::OutputLimit => "output_limit",
+            Self::ProcessLimit => "process_limit",
+            Self::Exited => "exited",
+            Self::Crashed => "crashed",
+            Self::Busy => "busy",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Why a run did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecutionError {
+    /// Stable, machine-readable.
+    pub code: ErrorCode,
+    /// The exception's type (`ValueError`), or the name of what ended the run (`SIGSEGV`).
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// One sentence for a person.
+    pub message: String,
+    /// The traceback, with the lines of the submitted code and none of ours.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traceback: Option<String>,
+    /// The line of the submitted code, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<u32>,
+}
+
+/// Bytes and lines that were printed but are not in the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Dropped {
+    /// Bytes left out of `stdout`.
+    pub stdout_bytes: u64,
+    /// Bytes left out of `stderr`.
+    pub stderr_bytes: u64,
+}
+
+/// The answer of `execute_python`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecutionResult {
+    /// True when the code ran to its end.
+    pub success: bool,
+    /// The value of the last expression, or else of the variable `result`, as text.
+    pub result: Option<String>,
+    /// What was printed to stdout, by Python, C code and subprocesses, in order.
+    pub stdout: String,
+    /// What was printed to stderr.
+    pub stderr: String,
+    /// Notes about the run: what was cut, what could not be captured.
+    pub warnings: Vec<String>,
+    /// Set when `success` is false.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<ExecutionError>,
+    /// 0 success, 1 Python error, 124 timeout, 137 killed by a limit, 128+N killed by signal N, else the code's own.
+    pub exit_code: i32,
+    /// Wall-clock milliseconds from the start of the cell to its end, by the supervisor's clock.
+    pub execution_time_ms: f64,
+    /// True when stdout or stderr is not whole.
+    pub truncated: bool,
+    /// How much is missing, when `truncated`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dropped: Option<Dropped>,
+}
+
+/// A picture made by the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// `image/png`, `image/jpeg` or `image/svg+xml`.
+    pub mime_type: &'static str,
+    /// The file's bytes, as the run gave them: never decoded on our side.
+    pub bytes: Vec<u8>,
+}
+
+/// A run's whole outcome: the structured result, and the pictures in the order they were shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The structured result.
+    pub result: ExecutionResult,
+    /// Pictures, in order.
+    pub images: Vec<Image>,
+}
+
+impl Outcome {
+    /// An outcome for a run that never started.
+    pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            result: ExecutionResult {
+                success: false,
+                result: None,
+                stdout: String::new(),
+                stderr: String::new(),
+                warnings: Vec::new(),
+                error: Some(ExecutionError {
+                    code,
+                    kind: code.as_str().to_owned(),
+                    message: message.into(),
+                    traceback: None,
+                    line: None,
+                }),
+                exit_code: 1,
+                execution_time_ms: 0.0,
+                truncated: false,
+                dropped: None,
+            },
+            images: Vec::new(),
+        }
+    }
+}
+
+/// Which stream a piece of output belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A piece of output while the cell still runs. Bytes may end inside a character.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputEvent<'a> {
+    /// Where it was written.
+    pub stream: Stream,
+    /// What was written.
+    pub bytes: &'a [u8],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_codes_read_the_same_in_rust_and_on_the_wire() {
+        for code in [
+            ErrorCode::PythonError,
+            ErrorCode::Timeout,
+            ErrorCode::MemoryLimit,
+            ErrorCode::OutputLimit,
+            ErrorCode::ProcessLimit,
+            ErrorCode::Exited,
+            ErrorCode::Crashed,
+            ErrorCode::Busy,
+            ErrorCode::Cancelled,
+            ErrorCode::Internal,
+        ] {
+            assert_eq!(serde_json::to_value(code).expect("a word"), code.as_str());
+        }
+    }
+}

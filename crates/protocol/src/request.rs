@@ -1,0 +1,145 @@
+//! What can be asked, and the one text for each way of asking wrongly.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::Limits;
+
+/// The arguments of `execute_python`, as the tool's schema shows them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecuteArguments {
+    /// Python source. The value of the last expression, or of a variable named `result`, comes back as `result`.
+    pub code: String,
+    /// Wall-clock seconds after which the run is killed. Fractions are allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub timeout: Option<f64>,
+    /// A JSON object that the code finds as the dict `input_data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_data: Option<Map<String, Value>>,
+}
+
+/// A request that may be run: every value is inside its bounds.
+#[derive(Clone, Debug)]
+pub struct CellRequest {
+    /// Python source.
+    pub code: String,
+    /// Bound to the variable `input_data` when given.
+    pub input_data: Option<Map<String, Value>>,
+    /// What bounds the run.
+    pub limits: Limits,
+}
+
+/// An argument that can't be used: names the field and says what would be right.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{field}: {problem}")]
+pub struct ArgumentError {
+    /// The argument's name.
+    pub field: String,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+impl ArgumentError {
+    /// An error about `field`.
+    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+}
+
+impl CellRequest {
+    /// Checks a call's arguments against the tool's schema and the server's limits.
+    ///
+    /// # Errors
+    /// The first argument that is missing, unknown, of the wrong type or out of bounds.
+    pub fn from_arguments(mut arguments: Map<String, Value>, defaults: Limits, max_timeout: Duration) -> Result<Self, ArgumentError> {
+        let code = match arguments.remove("code") {
+            Some(Value::String(code)) => code,
+            Some(other) => return Err(wrong_type("code", "a string of Python source", &other)),
+            None => return Err(ArgumentError::new("code", "is missing; it must be a string of Python source")),
+        };
+        let mut limits = defaults;
+        match arguments.remove("timeout") {
+            None | Some(Value::Null) => {}
+            Some(Value::Number(seconds)) => limits.timeout = timeout(seconds.as_f64().unwrap_or(f64::NAN), max_timeout)?,
+            Some(other) => return Err(wrong_type("timeout", "a number of seconds", &other)),
+        }
+        let input_data = match arguments.remove("input_data") {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(object)) => Some(object),
+            Some(other) => return Err(wrong_type("input_data", "a JSON object", &other)),
+        };
+        if let Some(name) = arguments.keys().next() {
+            return Err(ArgumentError::new(name, "is not an argument of execute_python; it takes code, timeout and input_data"));
+        }
+        Ok(Self { code, input_data, limits })
+    }
+}
+
+/// A timeout in seconds as a duration, when it is inside its bounds.
+fn timeout(seconds: f64, max: Duration) -> Result<Duration, ArgumentError> {
+    let max_seconds = max.as_secs_f64();
+    if seconds > 0.0 && seconds <= max_seconds {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(ArgumentError::new("timeout", format!("must be more than 0 and at most {max_seconds} seconds, not {seconds}")))
+    }
+}
+
+fn wrong_type(field: &str, wanted: &str, got: &Value) -> ArgumentError {
+    let got = match got {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    };
+    ArgumentError::new(field, format!("must be {wanted}, not {got}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(arguments: Value) -> Result<CellRequest, String> {
+        let Value::Object(arguments) = arguments else { panic!("the case must be an object") };
+        CellRequest::from_arguments(arguments, Limits::default(), Duration::from_secs(120)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn good_arguments_become_a_request() {
+        let request = check(json!({"code": "1", "timeout": 0.5, "input_data": {"a": 1}})).expect("valid");
+        assert_eq!(request.limits.timeout, Duration::from_millis(500));
+        assert_eq!(request.input_data.expect("given")["a"], 1);
+        assert_eq!(check(json!({"code": "", "timeout": null})).expect("valid").limits, Limits::default());
+    }
+
+    #[test]
+    fn every_mistake_names_its_field_and_says_what_is_right() {
+        for (arguments, message) in [
+            (json!({}), "code: is missing; it must be a string of Python source"),
+            (json!({"code": null}), "code: must be a string of Python source, not null"),
+            (json!({"code": ["a"]}), "code: must be a string of Python source, not an array"),
+            (json!({"code": "", "timeout": "9"}), "timeout: must be a number of seconds, not a string"),
+            (json!({"code": "", "timeout": -1}), "timeout: must be more than 0 and at most 120 seconds, not -1"),
+            (json!({"code": "", "timeout": 0}), "timeout: must be more than 0 and at most 120 seconds, not 0"),
+            (json!({"code": "", "timeout": 121}), "timeout: must be more than 0 and at most 120 seconds, not 121"),
+            (json!({"code": "", "input_data": [1]}), "input_data: must be a JSON object, not an array"),
+            (
+                json!({"code": "", "requirements": []}),
+                "requirements: is not an argument of execute_python; it takes code, timeout and input_data",
+            ),
+        ] {
+            assert_eq!(check(arguments).expect_err(message), message);
+        }
+        assert!(check(json!({"code": "", "timeout": 1e308})).expect_err("too long").starts_with("timeout: must be"));
+    }
+}

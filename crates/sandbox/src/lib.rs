@@ -1,1 +1,17 @@
-//! stub
+//! Processes: starting the zygote, talking over descriptors, measuring and killing what user code leaves behind.
+//!
+//! Rules: the only crate with `unsafe` and raw system calls; every call that a kernel may refuse answers whether it
+//! held and is never fatal (inside a Lambda function `prctl` is denied altogether); a kill is only done when nothing
+//! of the killed tree is left.
+
+mod descriptors;
+mod kill;
+mod proc;
+mod spawn;
+mod supervisor;
+
+pub use descriptors::{ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes};
+pub use kill::{KernelProcess, Reaper};
+pub use proc::{Usage, threads_of_user, usage_of_tree};
+pub use spawn::{ChildDescriptor, spawn};
+pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};

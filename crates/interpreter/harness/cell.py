@@ -1,0 +1,144 @@
+"""Runs one cell with Jupyter's semantics: the last expression is the value, top-level await works, tracebacks show the
+submitted lines and none of ours."""
+
+import ast
+import atexit
+import inspect
+import linecache
+import sys
+import threading
+import traceback
+import types
+
+from harness_values import plain, value_text
+
+NAME = "<cell>"
+MAX_TRACEBACK = 64_000
+_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+def new_main_module():
+    """A fresh `__main__`, so that pickling, dataclasses and typing find what the cell defines."""
+    module = types.ModuleType("__main__")
+    module.__builtins__ = __builtins__
+    sys.modules["__main__"] = module
+    return module.__dict__
+
+
+def run_cell(code, namespace, figures, output):
+    """Runs `code` and gives what the supervisor needs to know: value, error, exit code, warnings."""
+    report = {}
+    try:
+        value = _execute(code, namespace)
+        if value is not None:
+            namespace["_"] = value
+            report["value"] = value_text(value, as_repr=True)
+            _guarded(figures, lambda: figures.send_value(value))
+        elif namespace.get("result") is not None:
+            report["value"] = value_text(namespace["result"], as_repr=False)
+    except SystemExit as stop:
+        report["exit"] = _exit_code(stop)
+    except BaseException as error:
+        report["error"] = describe(error)
+    _guarded(figures, figures.show_all)
+    report["warnings"] = [plain(note, 1000) for note in figures.warnings]
+    return report
+
+
+def finish_process():
+    """What the interpreter does at its end: waits for threads, then runs atexit handlers. Gives an error's report."""
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    except SystemExit as stop:
+        return {"exit": _exit_code(stop)}
+    except BaseException as error:
+        return {"error": describe(error)}
+    return {}
+
+
+def _execute(code, namespace):
+    linecache.cache[NAME] = (len(code), None, code.splitlines(True), NAME)
+    tree = compile(code, NAME, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+        last = ast.Expression(tree.body.pop().value)
+    body = compile(tree, NAME, "exec", _FLAGS, dont_inherit=True)
+    last = last and compile(last, NAME, "eval", _FLAGS, dont_inherit=True)
+    if not (body.co_flags | (last.co_flags if last else 0)) & inspect.CO_COROUTINE:
+        eval(body, namespace)
+        return eval(last, namespace) if last else None
+    # One event loop for the whole cell: a task made above is awaited below.
+    import asyncio
+
+    with asyncio.Runner() as loop:
+        for part in (body, last):
+            value = eval(part, namespace) if part else None
+            if part and part.co_flags & inspect.CO_COROUTINE:
+                value = loop.run(value)
+        return value
+
+
+def _guarded(figures, action):
+    try:
+        action()
+    except BaseException as error:
+        figures.warnings.append(f"an image could not be made: {type(error).__name__}: {value_text(error, as_repr=False)}")
+
+
+def _exit_code(stop):
+    """The code `sys.exit` would give the process; a message goes to stderr, as Python does it."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(value_text(stop.code, as_repr=False), file=sys.stderr)
+    return 1
+
+
+def describe(error):
+    """An exception as type, message, traceback and line of the submitted code."""
+    kind = type(error).__name__
+    try:
+        _trim(error, set())
+        last = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == NAME]
+        line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == NAME else None
+        # Deep recursion is shown by the formatter's own "repeated" lines.
+        text = "".join(traceback.format_exception(error))
+        message = value_text(error, as_repr=False)
+    except BaseException as trouble:
+        text, line, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, ""
+    return {
+        "type": plain(kind, 200),
+        "message": plain(message, 4000),
+        "traceback": plain(text, MAX_TRACEBACK),
+        "line": line,
+    }
+
+
+def _trim(error, seen):
+    """Cuts our frames off the exception and off everything it grew from."""
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = _without_harness(error.__traceback__)
+        for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            _trim(inner, seen)
+        if error.__cause__ is not None:
+            _trim(error.__cause__, seen)
+        error = error.__context__
+
+
+def _without_harness(trace):
+    """The traceback from the first line of the cell on, with every frame of ours left out."""
+    frames = []
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name == NAME and frames and not any(frame.tb_frame.f_code.co_filename == NAME for frame in frames):
+            frames.clear()
+        if not name.startswith("<harness "):
+            frames.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for trace in reversed(frames):
+        kept = types.TracebackType(kept, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+    return kept

@@ -1,0 +1,51 @@
+"""The kernel's channel to the supervisor: length-prefixed frames over one stream socket.
+
+What is sent here is content, never authority: the supervisor keeps its own clock and counts, and cuts off a kernel
+that breaks the framing."""
+
+import json
+import os
+import struct
+
+READY, STDOUT, STDERR, IMAGE, END, SYNC = b"R", b"O", b"E", b"I", b"Z", b"S"
+
+_HEADER = struct.Struct("<cI")
+_LENGTH = struct.Struct("<I")
+
+
+class Channel:
+    def __init__(self, fd):
+        self.fd = fd
+
+    def send(self, kind, payload=b""):
+        data = memoryview(_HEADER.pack(kind, len(payload)) + payload)
+        while data:
+            data = data[os.write(self.fd, data) :]
+
+    def send_json(self, kind, value):
+        self.send(kind, json.dumps(value).encode())
+
+    def receive(self):
+        """The next job, or None when the supervisor has gone."""
+        header = self._read(_LENGTH.size)
+        body = header and self._read(_LENGTH.unpack(header)[0])
+        return json.loads(body) if body else None
+
+    def sync(self):
+        """Waits until the supervisor has taken everything from the raw pipes."""
+        self.send(SYNC)
+        self._read(1)
+
+    def _read(self, size):
+        parts = []
+        while size:
+            part = os.read(self.fd, min(size, 1 << 20))
+            if not part:
+                return b""
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def close(self):
+        os.close(self.fd)
+        self.fd = -1

@@ -1,0 +1,155 @@
+"""A kernel: the forked process that runs a cell. It builds its own cage before it can see any user code, warms itself
+so that the first page faults are off the call's path, says it is ready, and waits for its job."""
+
+import faulthandler
+import fcntl
+import os
+import resource
+import select
+import signal
+import sys
+
+import harness_cell as cell
+import harness_linux as linux
+from harness_channel import END, READY, Channel
+from harness_figures import Figures
+from harness_streams import Output
+
+# User code may scan low descriptors; the channel sits out of the way of honest code's own.
+_CHANNEL_FD = 500
+_MAX_FDS = 1024
+# How long a spare stays idle before it also runs its stage's dummy workload.
+_IDLE_SECONDS = 0.02
+
+_WARM_CELL = "def f(x):\n    return x + 1\nclass C: pass\nprint(f(2), 'a')\n[f(1), {'a': 1.5}, (None,)]"
+
+
+class _Muted:
+    """Stands in for the channel while the kernel warms itself."""
+
+    def send(self, kind, payload=b""):
+        pass
+
+    def sync(self):
+        pass
+
+
+def main(job_fds, parent, spawn, kernel_warm):
+    """Never returns."""
+    try:
+        _serve(job_fds, parent, spawn, kernel_warm)
+    except BaseException:
+        # Ours, not the cell's (its errors are in its report): the supervisor sees the exit code and stderr.
+        import traceback
+
+        os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        os._exit(70)
+
+
+def _serve(job_fds, parent, spawn, kernel_warm):
+    channel_fd, shared_fd = _take_descriptors(*job_fds)
+    _reset_signals()
+    _confine(parent, spawn)
+    channel = Channel(channel_fd)
+    output = Output(channel, shared_fd)
+    os.close(shared_fd)
+    output.install()
+    figures = Figures(output)
+    figures.watch()
+    _warm(output, _WARM_CELL)
+    _reseed()
+    data_baseline = _data_bytes()
+    channel.send(READY)
+    if kernel_warm and not select.select([channel_fd], [], [], _IDLE_SECONDS)[0]:
+        _warm(output, kernel_warm)
+    job = channel.receive()
+    if job is None:
+        os._exit(0)
+    memory, seconds = data_baseline + job["memory_bytes"], job["cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    namespace = cell.new_main_module()
+    if job["input_data"] is not None:
+        namespace["input_data"] = job["input_data"]
+    process = os.getpid()
+    report = cell.run_cell(job["code"], namespace, figures, output)
+    if os.getpid() != process:  # a fork made by the cell came out of it: it is not the kernel
+        os._exit(0)
+    output.finish()
+    for key, value in cell.finish_process().items():
+        report.setdefault(key, value)
+    output.finish()
+    output.settle()
+    channel.send_json(END, report)
+    channel.receive()  # the supervisor ends the process; this only returns when it has gone itself
+    os._exit(0)
+
+
+def _take_descriptors(channel, out, err, shared):
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _CHANNEL_FD)
+    shared = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, channel + 1)
+    os.closerange(3, channel)
+    os.closerange(shared + 1, 1 << 20)
+    return channel, shared
+
+
+def _reset_signals():
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.enable(file=2, all_threads=False)
+
+
+def _confine(parent, spawn):
+    os.setsid()
+    os.chdir(spawn["dir"])
+    os.umask(0o077)
+    uid = spawn["uid"]
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    # After the change of user, which clears the first and resets the third.
+    linux.die_with_parent(parent)
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
+    _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])
+    _limit(resource.RLIMIT_NPROC, spawn["processes"])
+    os.environ["HOME"] = spawn["dir"]
+    os.environ["TMPDIR"] = spawn["dir"]
+    os.environ["PWD"] = spawn["dir"]
+
+
+def _limit(kind, value):
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _warm(output, code):
+    """Runs a dummy cell with its output thrown away, and leaves nothing of it behind."""
+    channel, output.channel = output.channel, _Muted()
+    figures = Figures(output)
+    cell.run_cell(code, cell.new_main_module(), figures, output)
+    output.finish()
+    output.reset()
+    output.channel = channel
+
+
+def _reseed():
+    """Every kernel is a copy of one process: numpy's global generator would repeat itself (Python's reseeds itself)."""
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed(int.from_bytes(os.urandom(4), "little"))
+
+
+def _data_bytes():
+    """What RLIMIT_DATA counts now, in bytes; a little more, as the stack is in it."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()

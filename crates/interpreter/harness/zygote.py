@@ -1,0 +1,162 @@
+"""The zygotes: one warm process for each stage of the stack, forked from one another, each forking kernels on demand.
+
+Rule: a zygote never sees user code, has one thread, and does nothing but fork, reap and report. A kernel is forked
+from the smallest stage that has what its code imports, because the price of a fork follows the size of the process."""
+
+import builtins
+import gc
+import json
+import linecache
+import os
+import select
+import signal
+import socket
+import sys
+import warnings
+
+import harness_kernel as kernel
+import harness_linux as linux
+
+_DESCRIPTORS_OF_A_KERNEL = 4
+
+
+def main(config):
+    linux.die_with_parent(config["supervisor"])
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    _prepare_interpreter(config)
+    drops_user = config["probe_user"] is not None and _can_drop_user(config["probe_user"], config["probe_paths"])
+    stages = config["stages"]
+    for index, stage in enumerate(stages):
+        control = socket.socket(fileno=stage["control_fd"])
+        missing = _import_all(stage["imports"])
+        _warm(stage["zygote_warm"])
+        gc.collect()
+        gc.freeze()
+        following = os.fork() if index + 1 < len(stages) else None
+        if following == 0:
+            linux.die_with_parent(_parent_of_fork)
+            control.close()
+            continue
+        for later in stages[index + 1 :]:
+            os.close(later["control_fd"])
+        control.send(_message(ready=stage["name"], missing=missing, drops_user=drops_user, pid=os.getpid()))
+        _serve(control, stage["kernel_warm"])
+
+
+def _prepare_interpreter(config):
+    global _parent_of_fork
+    sys.path.append(config["site"])
+    sys.path.append("")  # the kernel's work directory, last: it can't shadow anything
+    sys.argv = ["<cell>"]
+    # `-S` leaves these out; people and models expect them.
+    import _sitebuiltins
+
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
+    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
+    builtins.help = _sitebuiltins._Helper()
+    import multiprocessing
+
+    # The other start methods run a new interpreter that would look for the cell's source.
+    multiprocessing.set_start_method("fork")
+    _parent_of_fork = os.getpid()
+    os.register_at_fork(before=_remember_parent)
+
+
+def _remember_parent():
+    global _parent_of_fork
+    _parent_of_fork = os.getpid()
+
+
+def _can_drop_user(uid, paths):
+    """Tries it in a throw-away child: another user may be refused, or unable to reach the tree."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            for path in paths:
+                os.stat(os.path.join(path, "."))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _import_all(names):
+    missing = []
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+    return missing
+
+
+def _warm(source):
+    """Runs what makes the stage's libraries finish their lazy imports, and leaves nothing of it behind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exec(source, {"__name__": "warm"})
+        except Exception as error:
+            print(f"warming a zygote failed: {error!r}", file=sys.stderr)
+    linecache.clearcache()
+
+
+def _serve(control, kernel_warm):
+    children = {}
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(wake_read, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == wake_read:
+                os.read(wake_read, 4096)
+                _reap(control, children)
+            else:
+                data, fds, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS_OF_A_KERNEL)
+                if not data:
+                    os._exit(0)
+                _spawn(control, json.loads(data), fds, children, kernel_warm)
+
+
+def _spawn(control, spawn, fds, children, kernel_warm):
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _close_all(fds)
+        control.send(_message(failed=spawn["id"], reason=str(error)))
+        return
+    if pid == 0:
+        kernel.main(fds, _parent_of_fork, spawn, kernel_warm)
+    _close_all(fds)
+    children[pid] = spawn["id"]
+    handle = os.pidfd_open(pid)
+    socket.send_fds(control, [_message(spawned=spawn["id"], pid=pid)], [handle])
+    os.close(handle)
+
+
+def _reap(control, children):
+    while True:
+        try:
+            pid, status, _ = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        identity = children.pop(pid, None)
+        if identity is not None:
+            control.send(_message(exited=identity, status=os.waitstatus_to_exitcode(status)))
+
+
+def _close_all(fds):
+    for fd in fds:
+        os.close(fd)
+
+
+def _message(**fields):
+    return json.dumps(fields).encode()

@@ -1,0 +1,173 @@
+//! Sockets, pipes and shared memory between supervisor, zygote and kernel.
+//!
+//! Rule: every descriptor is close-on-exec and, on our side, non-blocking.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, OFlags};
+use rustix::io::{IoSliceMut, ReadWriteFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketFlags, SocketType,
+};
+use rustix::process::{PidfdFlags, Signal};
+
+/// A packet socket that carries whole messages and descriptors.
+#[derive(Debug)]
+pub struct ControlSocket(OwnedFd);
+
+impl ControlSocket {
+    /// Two connected ends: ours (non-blocking), and the one for the child (blocking).
+    ///
+    /// # Errors
+    /// When the system is out of descriptors.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        set_nonblocking(&ours)?;
+        Ok((Self(ours), theirs))
+    }
+
+    /// Sends one message with descriptors.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the peer is behind; any other error means it has gone.
+    pub fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::other("too many descriptors in one message"));
+        }
+        rustix::net::sendmsg(&self.0, &[io::IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Receives one message; empty when the peer has gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits.
+    pub fn receive(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut message = vec![0; 65536];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut buffers = [IoSliceMut::new(&mut message)];
+        let received = rustix::net::recvmsg(&self.0, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let mut fds = Vec::new();
+        for item in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = item {
+                fds.extend(rights);
+            }
+        }
+        message.truncate(received.bytes);
+        Ok((message, fds))
+    }
+}
+
+impl std::os::fd::AsRawFd for ControlSocket {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+}
+
+/// The supervisor's ends of a kernel's descriptors.
+#[derive(Debug)]
+pub struct SupervisorDescriptors {
+    /// Jobs out, frames in: a stream socket.
+    pub channel: OwnedFd,
+    /// What the kernel's processes write to descriptor 1.
+    pub stdout: OwnedFd,
+    /// What they write to descriptor 2.
+    pub stderr: OwnedFd,
+    /// Output that the kernel has not sent yet.
+    pub shared: OwnedFd,
+}
+
+/// The kernel's ends, to be sent to the zygote and closed.
+#[derive(Debug)]
+pub struct KernelDescriptors([OwnedFd; 4]);
+
+impl KernelDescriptors {
+    /// In the order the harness expects: channel, stdout, stderr, shared memory.
+    pub fn borrow(&self) -> [BorrowedFd<'_>; 4] {
+        self.0.each_ref().map(AsFd::as_fd)
+    }
+}
+
+/// Makes the descriptors of one kernel, with `shared_size` bytes of shared memory.
+///
+/// # Errors
+/// When the system is out of descriptors or memory.
+pub fn kernel_descriptors(shared_size: u64) -> io::Result<(SupervisorDescriptors, KernelDescriptors)> {
+    let (channel, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (stdout, out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (stderr, err) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    for fd in [&channel, &stdout, &stderr] {
+        set_nonblocking(fd)?;
+    }
+    let shared = rustix::fs::memfd_create("code-interpreter-output", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&shared, shared_size)?;
+    let child_shared = shared.try_clone()?;
+    Ok((SupervisorDescriptors { channel, stdout, stderr, shared }, KernelDescriptors([theirs, out, err, child_shared])))
+}
+
+/// A file in memory with these contents, positioned at its start.
+///
+/// # Errors
+/// When the system is out of descriptors or memory.
+pub fn memory_file(contents: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create("code-interpreter-start", MemfdFlags::CLOEXEC)?;
+    let mut rest = contents;
+    let mut offset = 0;
+    while !rest.is_empty() {
+        let written = rustix::io::pwritev2(&file, &[io::IoSlice::new(rest)], offset, ReadWriteFlags::empty())?;
+        rest = &rest[written..];
+        offset += written as u64;
+    }
+    Ok(file)
+}
+
+/// How many bytes can be read from a pipe without waiting.
+pub fn waiting_bytes(fd: impl AsFd) -> u64 {
+    rustix::io::ioctl_fionread(fd).unwrap_or(0)
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?;
+    Ok(())
+}
+
+/// A handle on a process that can't come to mean another one.
+#[derive(Debug)]
+pub struct Pidfd(OwnedFd);
+
+impl Pidfd {
+    /// Wraps a descriptor made by `pidfd_open`.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Opens a handle on a process; `None` when there is none.
+    pub fn open(pid: i32) -> Option<Self> {
+        let pid = rustix::process::Pid::from_raw(pid)?;
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = rustix::process::pidfd_send_signal(&self.0, signal);
+    }
+
+    /// Waits until the process has ended (it may be a zombie), at most `milliseconds`.
+    pub(crate) fn wait_dead(&self, milliseconds: i64) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let timeout = Timespec { tv_sec: milliseconds / 1000, tv_nsec: (milliseconds % 1000) * 1_000_000 };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1..))
+    }
+}
+
+impl std::os::fd::AsRawFd for Pidfd {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+}

@@ -1,0 +1,134 @@
+//! Reads `/proc`. Rule: a process may vanish between any two reads; then it simply counts as gone.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// What a tree of processes uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Private and shared-anonymous memory in bytes, each process less `baseline`.
+    pub memory_bytes: u64,
+    /// Threads of all processes.
+    pub threads: u64,
+}
+
+/// One line of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    pub(crate) zombie: bool,
+    /// Clock ticks after boot.
+    pub(crate) started: u64,
+}
+
+/// Memory and threads of `root` and everything below it. Each process has `baseline` bytes (what it got from the
+/// zygote by fork) taken off.
+pub fn usage_of_tree(root: i32, baseline: u64) -> Usage {
+    let mut usage = Usage::default();
+    for pid in std::iter::once(root).chain(descendants(root)) {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+        let anonymous = field(&status, "RssAnon:") + field(&status, "RssShmem:");
+        usage.memory_bytes += (anonymous * 1024).saturating_sub(baseline);
+        usage.threads += field(&status, "Threads:");
+    }
+    usage
+}
+
+/// How many threads a user has, over the whole machine: what `RLIMIT_NPROC` counts.
+pub fn threads_of_user(uid: u32) -> u64 {
+    all_pids()
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok())
+        .filter(|status| field(status, "Uid:") == u64::from(uid))
+        .map(|status| field(&status, "Threads:"))
+        .sum()
+}
+
+/// The first number of a line in a status file.
+fn field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// The real user of a process.
+pub(crate) fn user_of(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    u32::try_from(field(&status, "Uid:")).ok()
+}
+
+/// Direct children, from the kernel's own list; from a scan where it keeps none.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut found = Vec::new();
+    for thread in threads.flatten() {
+        let path: PathBuf = thread.path().join("children");
+        match std::fs::read_to_string(&path) {
+            Ok(list) => found.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok())),
+            Err(_) if thread.path().exists() => return all_stats().into_values().filter(|s| s.parent == pid).map(|s| s.pid).collect(),
+            Err(_) => {}
+        }
+    }
+    found
+}
+
+/// Everything below a process, nearest first.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
+    let mut found = children(pid);
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        for child in children(pid) {
+            if !found.contains(&child) {
+                found.push(child);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
+/// Every process.
+pub(crate) fn all_stats() -> HashMap<i32, Stat> {
+    all_pids().filter_map(stat).map(|stat| (stat.pid, stat)).collect()
+}
+
+pub(crate) fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The name in the second field may hold anything, so the rest is counted from its last parenthesis.
+fn parse_stat(pid: i32, text: &str) -> Option<Stat> {
+    let fields = text.get(text.rfind(')')? + 1..)?.split_whitespace().collect::<Vec<_>>();
+    Some(Stat {
+        pid,
+        zombie: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+fn all_pids() -> impl Iterator<Item = i32> {
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_past_a_name_made_to_confuse() {
+        let text = "7 (a) R 1 (b) S 42 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 9876 1 1";
+        let stat = parse_stat(7, text).expect("a whole line");
+        assert_eq!((stat.parent, stat.zombie, stat.started), (42, false, 9876));
+    }
+
+    #[test]
+    fn a_child_is_found_below_its_parent() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        assert!(descendants(crate::process_id()).contains(&pid));
+        assert_eq!(user_of(pid), Some(crate::user_id()));
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        assert!(!descendants(crate::process_id()).contains(&pid));
+    }
+}

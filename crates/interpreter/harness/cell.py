@@ -5,6 +5,7 @@ import ast
 import atexit
 import inspect
 import linecache
+import resource
 import sys
 import threading
 import traceback
@@ -14,6 +15,7 @@ from harness_values import plain, value_text
 
 NAME = "<cell>"
 MAX_TRACEBACK = 64_000
+REPORT_ROOM_BYTES = 16 << 20
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
@@ -38,6 +40,9 @@ def run_cell(code, namespace, figures, output):
             report["value"] = value_text(namespace["result"], as_repr=False)
     except SystemExit as stop:
         report["exit"] = _exit_code(stop)
+    except MemoryError as error:
+        _make_room(error, namespace)
+        report["error"] = describe(error)
     except BaseException as error:
         report["error"] = describe(error)
     _guarded(figures, figures.show_all)
@@ -84,6 +89,14 @@ def _guarded(figures, action):
         action()
     except BaseException as error:
         figures.warnings.append(f"an image could not be made: {type(error).__name__}: {value_text(error, as_repr=False)}")
+
+
+def _make_room(error, namespace):
+    """Memory is full: gives back what the cell holds, so that there is some to say so."""
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    namespace.clear()
+    traceback.clear_frames(error.__traceback__)
 
 
 def _exit_code(stop):

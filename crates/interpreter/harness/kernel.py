@@ -66,7 +66,8 @@ def _serve(job_fds, parent, spawn, kernel_warm):
     if job is None:
         os._exit(0)
     memory, seconds = data_baseline + job["memory_bytes"], job["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    # The hard limit leaves room to report a MemoryError.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory + cell.REPORT_ROOM_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     namespace = cell.new_main_module()
     if job["input_data"] is not None:

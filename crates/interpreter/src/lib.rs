@@ -1,1 +1,18 @@
-//! stub
+//! The engine: warm zygotes, kernels forked from them, capture, limits and supervision.
+//!
+//! Rule: what a kernel says is content, never authority. Status, time, exit code and truncation come from the
+//! supervisor's own clock and counts; every frame is length-capped before it is stored; a kernel's tree is dead before
+//! its answer is given.
+
+mod capture;
+mod engine;
+mod frames;
+mod kernel;
+mod pool;
+mod stage;
+mod tree;
+mod zygote;
+
+pub use engine::{Engine, EngineConfig, EngineError, EngineStatus, StageStatus};
+pub use stage::{Preload, stage_for};
+pub use tree::PythonTree;

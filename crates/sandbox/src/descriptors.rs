@@ -12,6 +12,7 @@ use rustix::net::{
     SocketFlags, SocketType,
 };
 use rustix::process::{PidfdFlags, Signal};
+use tokio::io::unix::AsyncFd;
 
 /// A packet socket that carries whole messages and descriptors.
 #[derive(Debug)]
@@ -60,6 +61,12 @@ impl ControlSocket {
         }
         message.truncate(received.bytes);
         Ok((message, fds))
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -153,6 +160,14 @@ impl Pidfd {
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
     }
 
+    /// Another descriptor of the same process.
+    ///
+    /// # Errors
+    /// When the system is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = rustix::process::pidfd_send_signal(&self.0, signal);
     }
@@ -166,8 +181,24 @@ impl Pidfd {
     }
 }
 
-impl std::os::fd::AsRawFd for Pidfd {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.0)
-    }
+/// Registers a descriptor with the runtime's poller.
+///
+/// # Errors
+/// When the poller can't take it.
+pub fn watched<T: Owned>(owner: T) -> io::Result<AsyncFd<T>> {
+    #[expect(unsafe_code, reason = "tokio can't see that the descriptor stays the same")]
+    // SAFETY: an `Owned` type holds one `OwnedFd` that nothing can take out or replace while the `AsyncFd` owns it.
+    let registered = unsafe { AsyncFd::register(owner) };
+    registered.map_err(|refused| io::Error::other(refused.to_string()))
+}
+
+/// Types that hold one descriptor for their whole life.
+pub trait Owned: std::os::fd::AsRawFd + sealed::Sealed {}
+impl Owned for OwnedFd {}
+impl Owned for ControlSocket {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for std::os::fd::OwnedFd {}
+    impl Sealed for super::ControlSocket {}
 }

@@ -10,8 +10,8 @@ mod proc;
 mod spawn;
 mod supervisor;
 
-pub use descriptors::{ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes};
+pub use descriptors::{ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched};
 pub use kill::{KernelProcess, Reaper};
-pub use proc::{Usage, threads_of_user, usage_of_tree};
+pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};

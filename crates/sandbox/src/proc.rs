@@ -27,12 +27,18 @@ pub(crate) struct Stat {
 pub fn usage_of_tree(root: i32, baseline: u64) -> Usage {
     let mut usage = Usage::default();
     for pid in std::iter::once(root).chain(descendants(root)) {
-        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
-        let anonymous = field(&status, "RssAnon:") + field(&status, "RssShmem:");
-        usage.memory_bytes += (anonymous * 1024).saturating_sub(baseline);
-        usage.threads += field(&status, "Threads:");
+        let process = usage_of_process(pid);
+        usage.memory_bytes += process.memory_bytes.saturating_sub(baseline);
+        usage.threads += process.threads;
     }
     usage
+}
+
+/// Memory and threads of one process.
+pub fn usage_of_process(pid: i32) -> Usage {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Usage::default() };
+    let anonymous = field(&status, "RssAnon:") + field(&status, "RssShmem:");
+    Usage { memory_bytes: anonymous * 1024, threads: field(&status, "Threads:") }
 }
 
 /// How many threads a user has, over the whole machine: what `RLIMIT_NPROC` counts.

@@ -1,0 +1,497 @@
+//! The engine as its doors see it: start it, run cells, ask how it stands.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome, OutputEvent};
+use sandbox::{KernelProcess, Protection, Reaper};
+use serde::Serialize;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, watch};
+
+use crate::frames::Report;
+use crate::kernel::{Ending, Finished, Kernel, SHARED_SIZE};
+use crate::pool::{Pool, Pools};
+use crate::stage::{self, Preload, STAGES};
+use crate::tree::PythonTree;
+use crate::zygote::{Family, FamilyConfig, StageState};
+
+/// Kernels of a server that is root run as users from here on, one for each kernel in turn.
+const FIRST_KERNEL_USER: u32 = 64_000;
+const KERNEL_USERS: u64 = 1000;
+/// How long a call waits for a kernel before it is our fault.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the first stage may take.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// After a family died: a broken tree must not be tried in a tight loop.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the engine needs to know.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The Python tree.
+    pub tree: PathBuf,
+    /// How much of the stack is imported ahead.
+    pub preload: Preload,
+    /// Cells that run at the same time.
+    pub max_concurrency: usize,
+    /// Calls that may wait for one of these to end; further ones are `busy`.
+    pub max_queue: usize,
+    /// Spare kernels kept ready for each stage.
+    pub spares: usize,
+    /// Limits of a call that asks for none.
+    pub limits: Limits,
+}
+
+/// Why the engine can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There is no Python tree.
+    #[error("no Python tree at {0}: {1}; `make tree` builds it, PYTHON_TREE says where it is")]
+    NoTree(PathBuf, String),
+    /// The interpreter did not come up.
+    #[error("the Python interpreter did not start: {0}")]
+    NoZygote(String),
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// How the engine stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineStatus {
+    /// Version of the interpreter.
+    pub python_version: String,
+    /// Each stage of the stack.
+    pub stages: Vec<StageStatus>,
+    /// Cells that run now.
+    pub running: usize,
+    /// Calls that wait.
+    pub queued: usize,
+    /// Cells that run at most.
+    pub max_concurrency: usize,
+    /// Times the zygotes had to be started again.
+    pub restarts: u64,
+    /// Whether other processes of the same user are kept from reading the supervisor's memory.
+    pub supervisor_non_dumpable: bool,
+    /// Whether orphans of kernels come to the supervisor.
+    pub supervisor_subreaper: bool,
+    /// Whether kernels run as users of their own; `None` when the server is not root.
+    pub kernel_users: Option<bool>,
+}
+
+/// How a stage stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// `starting`, `ready` or `dead`.
+    pub state: &'static str,
+    /// Kernels that wait for a cell.
+    pub spares: usize,
+    /// Modules that could not be imported, and why.
+    pub missing: Vec<String>,
+}
+
+/// The engine. Dropping it ends every process it started.
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: EngineConfig,
+    tree: PythonTree,
+    protection: Protection,
+    reaper: Arc<Reaper>,
+    family: RwLock<Option<Arc<Family>>>,
+    generation: watch::Sender<u64>,
+    pools: Pools,
+    permits: Semaphore,
+    queued: AtomicUsize,
+    next_id: AtomicU64,
+    stopping: AtomicBool,
+    user_threads: AtomicU32,
+    cores: usize,
+    state_dir: TempDir,
+    failure: RwLock<Option<String>>,
+}
+
+impl Engine {
+    /// Starts the zygotes and comes back as soon as the bare interpreter is up; the stack is imported meanwhile.
+    ///
+    /// # Errors
+    /// When there is no tree, or the interpreter in it does not start.
+    pub async fn start(config: EngineConfig) -> Result<Self, EngineError> {
+        let engine = Self::start_in_background(config)?;
+        let ready = tokio::time::timeout(START_PATIENCE, engine.inner.link(0)).await;
+        if ready.is_err() {
+            let reason = engine.inner.failure.read().unwrap_or_else(PoisonError::into_inner).clone();
+            return Err(EngineError::NoZygote(reason.unwrap_or_else(|| "see its messages above".to_owned())));
+        }
+        Ok(engine)
+    }
+
+    /// Starts the zygotes and does not wait for them: a door can open before the interpreter is up.
+    ///
+    /// # Errors
+    /// When there is no tree.
+    pub fn start_in_background(config: EngineConfig) -> Result<Self, EngineError> {
+        let tree = PythonTree::open(&config.tree)?;
+        let system = |what| move |source| EngineError::System { what, source };
+        let protection = sandbox::protect_supervisor();
+        let state_dir =
+            tempfile::Builder::new().prefix("code-interpreter-").tempdir().map_err(system("making the state directory"))?;
+        open_directory(&state_dir).map_err(system("opening the state directory"))?;
+        let stages = config.preload.stages();
+        let inner = Arc::new(Inner {
+            reaper: Arc::new(Reaper::new(protection.subreaper)),
+            family: RwLock::new(None),
+            generation: watch::Sender::new(0),
+            pools: (0..stages).map(|_| Arc::new(Pool::new(config.spares))).collect(),
+            permits: Semaphore::new(config.max_concurrency),
+            queued: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+            user_threads: AtomicU32::new(0),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            failure: RwLock::new(None),
+            tree,
+            protection,
+            state_dir,
+            config,
+        });
+        let runtime = tokio::runtime::Handle::current();
+        let weak = Arc::downgrade(&inner);
+        std::thread::Builder::new()
+            .name("zygote".to_owned())
+            .spawn(move || keep_family(&weak, &runtime))
+            .map_err(system("starting the zygote's thread"))?;
+        Ok(Self { inner })
+    }
+
+    /// Runs one cell in a kernel of its own. `on_output` hears output while the cell runs. Dropping the future kills
+    /// the run.
+    pub async fn run(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
+        let inner = &self.inner;
+        let Some(_permit) = inner.permit().await else {
+            return Outcome::refused(
+                ErrorCode::Busy,
+                format!("{} calls run and {} wait; try again later", inner.config.max_concurrency, inner.config.max_queue),
+            );
+        };
+        let stage = stage::stage_for(&request.code).min(inner.pools.len() - 1);
+        let taken = tokio::time::timeout(KERNEL_PATIENCE, inner.pools[stage].take(|| Inner::refill(inner, stage))).await;
+        let Ok(kernel) = taken else {
+            return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
+        };
+        outcome(kernel.run(request, inner.cores, on_output).await, request)
+    }
+
+    /// How the engine stands.
+    pub fn status(&self) -> EngineStatus {
+        let inner = &self.inner;
+        let family = inner.family.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut kernel_users = None;
+        let stages = (0..inner.pools.len()).map(|index| {
+            let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
+                Some(StageState::Ready { missing, drops_user, .. }) => {
+                    kernel_users = sandbox::is_root().then_some(drops_user);
+                    ("ready", missing)
+                }
+                Some(StageState::Starting) => ("starting", Vec::new()),
+                Some(StageState::Dead) | None => ("dead", Vec::new()),
+            };
+            StageStatus { name: STAGES[index].name, state, spares: inner.pools[index].ready(), missing }
+        });
+        EngineStatus {
+            python_version: inner.tree.python_version(),
+            stages: stages.collect(),
+            running: inner.config.max_concurrency - inner.permits.available_permits(),
+            queued: inner.queued.load(Ordering::Relaxed),
+            max_concurrency: inner.config.max_concurrency,
+            restarts: inner.generation.borrow().saturating_sub(1),
+            supervisor_non_dumpable: inner.protection.non_dumpable,
+            supervisor_subreaper: inner.protection.subreaper,
+            kernel_users,
+        }
+    }
+
+    /// Limits of a call that asks for none.
+    pub fn limits(&self) -> Limits {
+        self.inner.config.limits
+    }
+
+    /// The Python tree in use.
+    pub fn tree(&self) -> &PythonTree {
+        &self.inner.tree
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        for pool in &self.inner.pools {
+            pool.clear();
+        }
+        // The zygotes end when their sockets close.
+        *self.inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Kernels of other users must be able to reach their own directories in it, and see no others.
+fn open_directory(directory: &TempDir) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))
+}
+
+/// Starts a family, waits for its end, starts the next. Runs on a thread of its own, the parent of all zygotes.
+fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
+    while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
+        let config = FamilyConfig {
+            tree: &inner.tree,
+            stages: inner.pools.len(),
+            probe_user: sandbox::is_root().then_some(FIRST_KERNEL_USER),
+            state_dir: inner.state_dir.path(),
+        };
+        let (family, mut child) = match Family::start(&config, runtime) {
+            Ok(started) => started,
+            Err(error) => {
+                tracing::error!(%error, "the zygote could not be started");
+                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                std::thread::park_timeout(RESTART_PAUSE);
+                continue;
+            }
+        };
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        inner.reaper.adopt(pid);
+        *inner.family.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(family));
+        inner.generation.send_modify(|generation| *generation += 1);
+        let context = runtime.enter();
+        for stage in 0..inner.pools.len() {
+            Inner::refill(&inner, stage);
+        }
+        drop(context);
+        let reaper = inner.reaper.clone();
+        drop(inner);
+        let status = child.wait();
+        reaper.release(pid);
+        let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) else { return };
+        tracing::warn!(?status, "the zygote ended; starting another");
+        *inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let _context = runtime.enter();
+        for pool in &inner.pools {
+            pool.clear();
+        }
+        std::thread::park_timeout(RESTART_PAUSE);
+    }
+}
+
+impl Inner {
+    /// A permit to run, unless the queue is full.
+    async fn permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        struct Queued<'a>(&'a AtomicUsize);
+        impl Drop for Queued<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Some(permit);
+        }
+        let place = self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(&self.queued);
+        if place >= self.config.max_queue {
+            return None;
+        }
+        self.permits.acquire().await.ok()
+    }
+
+    /// Starts as many kernels as the stage's pool lacks.
+    fn refill(inner: &Arc<Self>, stage: usize) {
+        for _ in 0..inner.pools[stage].claim_missing() {
+            let weak = Arc::downgrade(inner);
+            tokio::spawn(async move {
+                while let Some(inner) = weak.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
+                    match inner.start_kernel(stage).await {
+                        Ok(kernel) => return inner.pools[stage].arrived(kernel),
+                        Err(error) => {
+                            tracing::warn!(error, stage = STAGES[stage].name, "a kernel could not be started");
+                            drop(inner);
+                            tokio::time::sleep(RESTART_PAUSE).await;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// The stage's link in the running family, once it is ready.
+    async fn link(&self, stage: usize) -> Arc<crate::zygote::Link> {
+        loop {
+            let mut generation = self.generation.subscribe();
+            let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(family) = family {
+                if family.links[stage].ready().await {
+                    return family.links[stage].clone();
+                }
+            }
+            let _ = generation.changed().await;
+        }
+    }
+
+    async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
+        let link = self.link(stage).await;
+        let StageState::Ready { drops_user, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let uid = (sandbox::is_root() && drops_user)
+            .then(|| FIRST_KERNEL_USER + u32::try_from(id % KERNEL_USERS).unwrap_or(0));
+        let directory = self.state_dir.path().join(format!("k{id}"));
+        make_kernel_directory(&directory, uid).map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
+        let request = json!({
+            "id": id, "dir": directory, "uid": uid,
+            "file_size_bytes": self.config.limits.file_size_bytes,
+            "processes": self.process_limit(id, uid.is_some()),
+        });
+        let spawned = link.spawn(id, request.to_string().as_bytes(), &theirs).await?;
+        drop(theirs);
+        let death = spawned.handle.try_clone().map_err(|error| error.to_string())?;
+        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id));
+        let mut kernel = Kernel::new(process, ours, death, spawned.exited, baseline_bytes, self.reaper.clone(), directory)
+            .map_err(|error| format!("watching a kernel: {error}"))?;
+        if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
+    }
+
+    /// `RLIMIT_NPROC` counts all threads of the user: a user of its own has none, a shared one has what it has now.
+    fn process_limit(&self, id: u64, own_user: bool) -> u64 {
+        let allowed = self.config.limits.processes;
+        if own_user {
+            return allowed;
+        }
+        if id % 64 == 1 {
+            let threads = sandbox::threads_of_user(sandbox::user_id());
+            self.user_threads.store(u32::try_from(threads).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+        allowed + 64 + u64::from(self.user_threads.load(Ordering::Relaxed))
+    }
+}
+
+fn make_kernel_directory(directory: &std::path::Path, uid: Option<u32>) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().mode(0o700).create(directory)?;
+    if uid.is_some() {
+        std::os::unix::fs::chown(directory, uid, uid)?;
+    }
+    Ok(())
+}
+
+/// Puts what the supervisor saw and what the kernel said into the contract's words.
+fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
+    let Finished { ending, stdout, stderr, images, images_dropped, elapsed } = finished;
+    let limits = &request.limits;
+    let (stdout, stdout_bytes) = stdout.finish();
+    let (mut stderr, stderr_bytes) = stderr.finish();
+    let truncated = stdout_bytes + stderr_bytes > 0;
+    let mut warnings = Vec::new();
+    if truncated {
+        let cap = limits.output_cap_bytes;
+        warnings.push(format!("output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"));
+    }
+    if images_dropped > 0 {
+        warnings.push(format!("{images_dropped} images were left out: together they were too large"));
+    }
+    let mut value = None;
+    let (error, exit_code) = match ending {
+        Ending::Reported(report) => {
+            let Report { value: reported, error, exit, warnings: notes } = *report;
+            value = reported;
+            warnings.extend(notes);
+            match (error, exit) {
+                (Some(error), _) => {
+                    let code = if error.kind == "MemoryError" { ErrorCode::MemoryLimit } else { ErrorCode::PythonError };
+                    let message = match (code, error.message.as_str()) {
+                        (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
+                        (_, message) => message.to_owned(),
+                    };
+                    let traceback = Some(error.traceback);
+                    (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line }), 1)
+                }
+                (None, None | Some(0)) => (None, 0),
+                (None, Some(code)) => (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code)),
+            }
+        }
+        Ending::Died(Some(status)) if status >= 0 => {
+            let message = format!("the process exited with {status} before the code had ended");
+            (Some(plain_error(ErrorCode::Exited, "exit", message)), status)
+        }
+        Ending::Died(status) => {
+            let signal = status.map_or(9, i32::abs);
+            let name = signal_name(signal);
+            stderr = without_harness_frames(&stderr);
+            (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
+        }
+        Ending::Killed(code) => {
+            let message = match code {
+                ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
+                ErrorCode::MemoryLimit => format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20),
+                ErrorCode::OutputLimit => format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes),
+                _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
+            };
+            (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
+        }
+        Ending::BrokeFraming => {
+            (Some(plain_error(ErrorCode::Crashed, "protocol", "the process wrote to the interpreter's own channel and was ended".to_owned())), 137)
+        }
+    };
+    let result = ExecutionResult {
+        success: error.is_none(),
+        result: value,
+        stdout,
+        stderr,
+        warnings,
+        error,
+        exit_code,
+        execution_time_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+        truncated,
+        dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
+    };
+    Outcome { result, images }
+}
+
+fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
+    ExecutionError { code, kind: kind.to_owned(), message, traceback: None, line: None }
+}
+
+/// Names of signals that end a process by its own doing.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
+/// Python's crash report shows every frame down to the harness; the user's are kept.
+fn without_harness_frames(stderr: &str) -> String {
+    stderr
+        .split_inclusive('\n')
+        .filter(|line| !line.contains("File \"<harness ") && !line.contains("File \"<string>\", line"))
+        .collect()
+}

@@ -1,0 +1,98 @@
+//! Decodes what a kernel sends: `kind: u8, length: u32 (little endian), payload`.
+//!
+//! Rule: the length is checked before a byte of the payload is stored.
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::Deserialize;
+
+/// The longest payload of a frame, in bytes. The largest honest one is an image of 5 MB.
+pub(crate) const MAX_PAYLOAD: usize = 6 << 20;
+
+const HEADER: usize = 5;
+
+/// One frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// The kernel can take a job.
+    Ready,
+    /// Text for stdout.
+    Stdout(Bytes),
+    /// Text for stderr.
+    Stderr(Bytes),
+    /// `mime NUL bytes`
+    Image(Bytes),
+    /// The cell has ended; a JSON [`Report`].
+    End(Bytes),
+    /// Asks for the raw pipes to be emptied, and for a byte in return.
+    Sync,
+}
+
+/// What the kernel claims about the cell it ran.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) value: Option<String>,
+    pub(crate) error: Option<ReportedError>,
+    pub(crate) exit: Option<u8>,
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ReportedError {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) message: String,
+    pub(crate) traceback: String,
+    pub(crate) line: Option<u32>,
+}
+
+/// The kernel broke the framing: nothing after it can be understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BrokenFraming;
+
+/// Takes the next whole frame out of `buffer`; `None` when more bytes are needed.
+pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming> {
+    let Some((&kind, length)) = buffer.split_first().and_then(|(kind, rest)| Some((kind, rest.first_chunk::<4>()?))) else {
+        return Ok(None);
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > MAX_PAYLOAD || !b"ROEIZS".contains(&kind) {
+        return Err(BrokenFraming);
+    }
+    if buffer.len() < HEADER + length {
+        buffer.reserve(HEADER + length - buffer.len());
+        return Ok(None);
+    }
+    buffer.advance(HEADER);
+    let payload = buffer.split_to(length).freeze();
+    Ok(Some(match kind {
+        b'R' => Frame::Ready,
+        b'O' => Frame::Stdout(payload),
+        b'E' => Frame::Stderr(payload),
+        b'I' => Frame::Image(payload),
+        b'Z' => Frame::End(payload),
+        _ => Frame::Sync,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_whole_or_not_at_all() {
+        let mut buffer = BytesMut::from(&b"O\x02\0\0\0hiR\0\0\0\0E\x05\0\0\0par"[..]);
+        assert_eq!(next(&mut buffer), Ok(Some(Frame::Stdout(Bytes::from_static(b"hi")))));
+        assert_eq!(next(&mut buffer), Ok(Some(Frame::Ready)));
+        assert_eq!(next(&mut buffer), Ok(None));
+        buffer.extend_from_slice(b"ts");
+        assert_eq!(next(&mut buffer), Ok(Some(Frame::Stderr(Bytes::from_static(b"parts")))));
+        assert_eq!(next(&mut buffer), Ok(None));
+    }
+
+    #[test]
+    fn a_length_above_the_cap_or_an_unknown_kind_is_refused_before_anything_is_stored() {
+        assert_eq!(next(&mut BytesMut::from(&b"O\xff\xff\xff\x7f"[..])), Err(BrokenFraming));
+        assert_eq!(next(&mut BytesMut::from(&b"{\"k\":\"done\"}"[..])), Err(BrokenFraming));
+    }
+}

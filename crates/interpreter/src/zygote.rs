@@ -1,0 +1,240 @@
+//! One family of zygotes: the root process, and a control socket to each stage forked from it.
+//!
+//! Rule: a family lives and dies as one. When its root ends, every kernel of it has ended, and a new family is started.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Pidfd};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use crate::PythonTree;
+use crate::stage;
+
+const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
+const MODULES: [(&str, &str); 8] = [
+    ("harness_zygote", include_str!("../harness/zygote.py")),
+    ("harness_kernel", include_str!("../harness/kernel.py")),
+    ("harness_cell", include_str!("../harness/cell.py")),
+    ("harness_streams", include_str!("../harness/streams.py")),
+    ("harness_figures", include_str!("../harness/figures.py")),
+    ("harness_values", include_str!("../harness/values.py")),
+    ("harness_channel", include_str!("../harness/channel.py")),
+    ("harness_linux", include_str!("../harness/linux.py")),
+];
+/// The harness finds its sources on this descriptor, and its control sockets on those that follow.
+const SOURCES_FD: i32 = 3;
+
+/// How a stage stands.
+#[derive(Clone, Debug)]
+pub(crate) enum StageState {
+    /// Still importing.
+    Starting,
+    /// Forks kernels.
+    Ready { missing: Vec<String>, drops_user: bool, baseline_bytes: u64 },
+    /// Gone.
+    Dead,
+}
+
+/// A kernel as its zygote announces it.
+pub(crate) struct Spawned {
+    pub(crate) pid: i32,
+    pub(crate) handle: Pidfd,
+    /// The exit code, or the negative signal number.
+    pub(crate) exited: oneshot::Receiver<i32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Message {
+    Ready { ready: String, missing: Vec<String>, drops_user: bool, pid: i32 },
+    Spawned { spawned: u64, pid: i32 },
+    Exited { exited: u64, status: i32 },
+    Failed { failed: u64, reason: String },
+}
+
+struct Waiting {
+    started: Option<oneshot::Sender<Result<(i32, Pidfd), String>>>,
+    exited: Option<oneshot::Sender<i32>>,
+}
+
+/// The supervisor's side of one stage.
+pub(crate) struct Link {
+    control: AsyncFd<ControlSocket>,
+    state: watch::Sender<StageState>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
+}
+
+impl Link {
+    /// Asks for a kernel.
+    pub(crate) async fn spawn(&self, id: u64, request: &[u8], descriptors: &KernelDescriptors) -> Result<Spawned, String> {
+        let (started, announced) = oneshot::channel();
+        let (exit, exited) = oneshot::channel();
+        self.waiting().insert(id, Waiting { started: Some(started), exited: Some(exit) });
+        loop {
+            match self.control.get_ref().send(request, &descriptors.borrow()) {
+                Ok(()) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let mut guard = self.control.writable().await.map_err(|error| error.to_string())?;
+                    guard.clear_ready();
+                }
+                Err(error) => {
+                    self.waiting().remove(&id);
+                    return Err(format!("the zygote can't be reached: {error}"));
+                }
+            }
+        }
+        let (pid, handle) = announced.await.map_err(|_| "the zygote died".to_owned())??;
+        Ok(Spawned { pid, handle, exited })
+    }
+
+    /// Waits until the stage has imported what it has to; false when it died.
+    pub(crate) async fn ready(&self) -> bool {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| !matches!(state, StageState::Starting)).await;
+        matches!(state.as_deref(), Ok(StageState::Ready { .. }))
+    }
+
+    pub(crate) fn state(&self) -> StageState {
+        self.state.borrow().clone()
+    }
+
+    /// Routes what the zygote says, until it has gone.
+    async fn listen(&self) {
+        loop {
+            match self.control.get_ref().receive() {
+                Ok((message, _)) if message.is_empty() => break,
+                Ok((message, fds)) => self.route(&message, fds),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let Ok(mut guard) = self.control.readable().await else { break };
+                    // Cleared only when nothing came in between: the receive above is repeated first.
+                    if let Ok(result) = guard.try_io(|control| control.get_ref().receive()) {
+                        match result {
+                            Ok((message, _)) if message.is_empty() => break,
+                            Ok((message, fds)) => self.route(&message, fds),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        self.state.send_replace(StageState::Dead);
+        self.waiting().clear();
+    }
+
+    fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
+        match serde_json::from_slice(message) {
+            Ok(Message::Ready { ready, missing, drops_user, pid }) => {
+                let baseline_bytes = sandbox::usage_of_process(pid).memory_bytes;
+                tracing::debug!(stage = ready, ?missing, drops_user, "stage is ready");
+                self.state.send_replace(StageState::Ready { missing, drops_user, baseline_bytes });
+            }
+            Ok(Message::Spawned { spawned, pid }) => {
+                let handle = fds.into_iter().next().map(Pidfd::new).ok_or_else(|| "no handle came with the kernel".to_owned());
+                self.announce(spawned, handle.map(|handle| (pid, handle)));
+            }
+            Ok(Message::Failed { failed, reason }) => self.announce(failed, Err(format!("the zygote could not fork: {reason}"))),
+            Ok(Message::Exited { exited, status }) => {
+                if let Some(exit) = self.waiting().remove(&exited).and_then(|waiting| waiting.exited) {
+                    let _ = exit.send(status);
+                }
+            }
+            Err(error) => tracing::error!(%error, "the zygote sent something that is no message"),
+        }
+    }
+
+    fn announce(&self, id: u64, outcome: Result<(i32, Pidfd), String>) {
+        if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take()) {
+            let _ = started.send(outcome);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running family.
+pub(crate) struct Family {
+    pub(crate) links: Vec<std::sync::Arc<Link>>,
+}
+
+/// What a family is started with.
+#[derive(Debug)]
+pub(crate) struct FamilyConfig<'a> {
+    pub(crate) tree: &'a PythonTree,
+    pub(crate) stages: usize,
+    /// Tried in a throw-away child: whether kernels can run as this user.
+    pub(crate) probe_user: Option<u32>,
+    pub(crate) state_dir: &'a std::path::Path,
+}
+
+impl Family {
+    /// Starts the root zygote. The calling thread must live as long as the child: Linux ties the child's parent-death
+    /// signal to the thread that made it.
+    pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
+        let first_control = SOURCES_FD + 1;
+        let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
+        let probe_paths = [config.tree.site(), config.state_dir.to_path_buf()];
+        let start = json!({
+            "sources": sources,
+            "config": {
+                "supervisor": sandbox::process_id(),
+                "site": config.tree.site(),
+                "probe_user": config.probe_user,
+                "probe_paths": probe_paths,
+                "stages": stage::describe(config.stages, first_control),
+            },
+        });
+        let mut descriptors =
+            vec![ChildDescriptor { fd: sandbox::memory_file(start.to_string().as_bytes())?, number: SOURCES_FD }];
+        let mut links = Vec::new();
+        for number in (first_control..).take(config.stages) {
+            let (ours, theirs) = ControlSocket::pair()?;
+            descriptors.push(ChildDescriptor { fd: theirs, number });
+            let _context = runtime.enter();
+            let control = sandbox::watched(ours)?;
+            links.push(std::sync::Arc::new(Link {
+                control,
+                state: watch::Sender::new(StageState::Starting),
+                waiting: Mutex::default(),
+            }));
+        }
+        let mut command = Command::new(config.tree.python());
+        command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
+        let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
+        for link in &links {
+            let link = link.clone();
+            runtime.spawn(async move { link.listen().await });
+        }
+        Ok((Self { links }, child))
+    }
+}
+
+/// Everything user code finds in its environment, built from nothing. HOME and TMPDIR are set for each kernel.
+fn environment(tree: &PythonTree) -> [(&'static str, String); 12] {
+    let one = || "1".to_owned();
+    [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("HOME", "/nonexistent".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TZ", "UTC".to_owned()),
+        ("MPLBACKEND", "Agg".to_owned()),
+        ("MPLCONFIGDIR", tree.matplotlib().display().to_string()),
+        // Threads made before a fork are lost in the child: libgomp then waits for them for ever.
+        ("OMP_NUM_THREADS", one()),
+        ("OPENBLAS_NUM_THREADS", one()),
+        // loky starts new interpreters and asks /dev/shm for semaphores; threads do without either.
+        ("JOBLIB_MULTIPROCESSING", "0".to_owned()),
+        ("PYTHONDONTWRITEBYTECODE", one()),
+        ("PYTHONNOUSERSITE", one()),
+        // numpy reads it: huge pages make every fork copy more when the child writes.
+        ("NUMPY_MADVISE_HUGEPAGE", "0".to_owned()),
+    ]
+}

@@ -112,11 +112,10 @@ def _confine(parent, spawn):
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    # After the change of user, which clears the first and resets the third.
+    # After the change of user, which undoes the first and the third.
     linux.die_with_parent(parent)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
     _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])

@@ -22,9 +22,12 @@ _DESCRIPTORS_OF_A_KERNEL = 4
 
 def main(config):
     linux.die_with_parent(config["supervisor"])
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    protection = {
+        "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
+        "non_dumpable": linux.prctl(linux.PR_SET_DUMPABLE, 0),
+        "drops_user": config["probe_user"] is not None and _can_drop_user(config["probe_user"], config["probe_paths"]),
+    }
     _prepare_interpreter(config)
-    drops_user = config["probe_user"] is not None and _can_drop_user(config["probe_user"], config["probe_paths"])
     stages = config["stages"]
     for index, stage in enumerate(stages):
         control = socket.socket(fileno=stage["control_fd"])
@@ -39,7 +42,7 @@ def main(config):
             continue
         for later in stages[index + 1 :]:
             os.close(later["control_fd"])
-        control.send(_message(ready=stage["name"], missing=missing, drops_user=drops_user, pid=os.getpid()))
+        control.send(_message(ready=stage["name"], missing=missing, protection=protection, pid=os.getpid()))
         _serve(control, stage["kernel_warm"])
 
 

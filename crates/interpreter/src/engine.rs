@@ -17,7 +17,7 @@ use crate::kernel::{Ending, Finished, Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
 use crate::tree::PythonTree;
-use crate::zygote::{Family, FamilyConfig, StageState};
+use crate::zygote::{Family, FamilyConfig, StageState, ZygoteProtection};
 
 /// Kernels of a server that is root run as users from here on, one for each kernel in turn.
 const FIRST_KERNEL_USER: u32 = 64_000;
@@ -84,8 +84,10 @@ pub struct EngineStatus {
     pub supervisor_non_dumpable: bool,
     /// Whether orphans of kernels come to the supervisor.
     pub supervisor_subreaper: bool,
-    /// Whether kernels run as users of their own; `None` when the server is not root.
-    pub kernel_users: Option<bool>,
+    /// Whether the server is root.
+    pub runs_as_root: bool,
+    /// What holds in the zygotes and so in every kernel; `None` until the first is up.
+    pub zygote_protection: Option<ZygoteProtection>,
 }
 
 /// How a stage stands.
@@ -199,11 +201,11 @@ impl Engine {
     pub fn status(&self) -> EngineStatus {
         let inner = &self.inner;
         let family = inner.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut kernel_users = None;
+        let mut zygote_protection = None;
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
-                Some(StageState::Ready { missing, drops_user, .. }) => {
-                    kernel_users = sandbox::is_root().then_some(drops_user);
+                Some(StageState::Ready { missing, protection, .. }) => {
+                    zygote_protection = Some(protection);
                     ("ready", missing)
                 }
                 Some(StageState::Starting) => ("starting", Vec::new()),
@@ -220,7 +222,8 @@ impl Engine {
             restarts: inner.generation.borrow().saturating_sub(1),
             supervisor_non_dumpable: inner.protection.non_dumpable,
             supervisor_subreaper: inner.protection.subreaper,
-            kernel_users,
+            runs_as_root: sandbox::is_root(),
+            zygote_protection,
         }
     }
 
@@ -349,9 +352,9 @@ impl Inner {
 
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
-        let StageState::Ready { drops_user, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let StageState::Ready { protection, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let uid = (sandbox::is_root() && drops_user)
+        let uid = (sandbox::is_root() && protection.drops_user)
             .then(|| FIRST_KERNEL_USER + u32::try_from(id % KERNEL_USERS).unwrap_or(0));
         let directory = self.state_dir.path().join(format!("k{id}"));
         make_kernel_directory(&directory, uid).map_err(|error| format!("making a kernel's directory: {error}"))?;

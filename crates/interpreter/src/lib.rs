@@ -16,3 +16,4 @@ mod zygote;
 pub use engine::{Engine, EngineConfig, EngineError, EngineStatus, StageStatus};
 pub use stage::{Preload, stage_for};
 pub use tree::PythonTree;
+pub use zygote::ZygoteProtection;

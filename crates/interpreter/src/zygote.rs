@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Pidfd};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
@@ -36,9 +36,20 @@ pub(crate) enum StageState {
     /// Still importing.
     Starting,
     /// Forks kernels.
-    Ready { missing: Vec<String>, drops_user: bool, baseline_bytes: u64 },
+    Ready { missing: Vec<String>, protection: ZygoteProtection, baseline_bytes: u64 },
     /// Gone.
     Dead,
+}
+
+/// What the kernel granted the zygote; its kernels inherit it.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct ZygoteProtection {
+    /// Set-user-id programs give no rights.
+    pub no_new_privileges: bool,
+    /// Processes of the same user can't read its memory.
+    pub non_dumpable: bool,
+    /// Kernels can run as another user who can reach all they need.
+    pub drops_user: bool,
 }
 
 /// A kernel as its zygote announces it.
@@ -52,7 +63,7 @@ pub(crate) struct Spawned {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, drops_user: bool, pid: i32 },
+    Ready { ready: String, missing: Vec<String>, protection: ZygoteProtection, pid: i32 },
     Spawned { spawned: u64, pid: i32 },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
@@ -130,10 +141,10 @@ impl Link {
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, drops_user, pid }) => {
+            Ok(Message::Ready { ready, missing, protection, pid }) => {
                 let baseline_bytes = sandbox::usage_of_process(pid).memory_bytes;
-                tracing::debug!(stage = ready, ?missing, drops_user, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, drops_user, baseline_bytes });
+                tracing::debug!(stage = ready, ?missing, ?protection, "stage is ready");
+                self.state.send_replace(StageState::Ready { missing, protection, baseline_bytes });
             }
             Ok(Message::Spawned { spawned, pid }) => {
                 let handle = fds.into_iter().next().map(Pidfd::new).ok_or_else(|| "no handle came with the kernel".to_owned());

@@ -1,1 +1,14 @@
-//! stub
+//! The doors that speak: MCP over HTTP and stdio, and plain HTTP routes, over one engine.
+//!
+//! Rule: one contract. A tool is written once, in `tools`, and every door calls the same function.
+
+mod environment;
+mod http_door;
+mod mcp;
+mod progress;
+mod tools;
+
+pub use environment::{EnvironmentInfo, Layer, LayerState, layers};
+pub use http_door::{HttpOptions, router, serve};
+pub use mcp::serve_stdio;
+pub use tools::{Interpreter, PackageList};

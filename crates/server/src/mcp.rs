@@ -1,0 +1,167 @@
+//! The MCP server: tool list, tool calls, and the stdio door.
+
+use std::sync::{Arc, LazyLock};
+
+use base64::Engine as _;
+use protocol::{ArgumentError, ErrorCode, ExecuteArguments, ExecutionResult, Outcome};
+use rmcp::model::{
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
+    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
+};
+use rmcp::service::RequestContext;
+use rmcp::{RoleServer, ServerHandler, ServiceExt};
+use serde::Serialize;
+
+use crate::environment::EnvironmentInfo;
+use crate::progress::Progress;
+use crate::tools::{Interpreter, PackageList};
+
+/// How long a client may keep the tool list: it changes with a deployment only.
+const TOOLS_TTL_MS: u64 = 300_000;
+
+const INSTRUCTIONS: &str = "Runs Python in a fresh, isolated process with numpy, pandas, scipy, scikit-learn, matplotlib and more. \
+    The value of the last expression (or of a variable named `result`) comes back with stdout, stderr and figures. \
+    Nothing is kept between calls.";
+
+const EXECUTE: &str = "execute_python";
+const PACKAGES: &str = "list_preinstalled_packages";
+const ENVIRONMENT: &str = "get_environment_info";
+
+static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
+    let read_only = || ToolAnnotations::new().read_only(true).destructive(false).open_world(false);
+    vec![
+        Tool::new(
+            EXECUTE,
+            "Execute Python code in a fresh, isolated process with the data-science stack already loaded. Returns the value of \
+             the last expression (or of a variable named `result`), stdout, stderr, and matplotlib figures as images. Top-level \
+             `await` works. Nothing is kept between calls, and there is no input().",
+            JsonObject::new(),
+        )
+        .with_title("Run Python")
+        .with_input_schema::<ExecuteArguments>()
+        .with_output_schema::<ExecutionResult>()
+        .with_annotations(ToolAnnotations::new().read_only(false).destructive(false).idempotent(false).open_world(false)),
+        Tool::new(ENVIRONMENT, "Python version, platform, limits, installed packages and active sandbox layers.", no_arguments())
+            .with_title("Describe the environment")
+            .with_output_schema::<EnvironmentInfo>()
+            .with_annotations(read_only()),
+        Tool::new(PACKAGES, "The Python packages that can be imported, with versions and import names.", no_arguments())
+            .with_title("List installed packages")
+            .with_output_schema::<PackageList>()
+            .with_annotations(read_only()),
+    ]
+});
+
+fn no_arguments() -> JsonObject {
+    let schema = serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false});
+    schema.as_object().cloned().unwrap_or_default()
+}
+
+/// The MCP face of an interpreter.
+#[derive(Clone)]
+pub(crate) struct McpServer(pub(crate) Arc<Interpreter>);
+
+impl ServerHandler for McpServer {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(Implementation::new("lambda-code-interpreter", env!("CARGO_PKG_VERSION")))
+            .with_instructions(INSTRUCTIONS)
+    }
+
+    async fn list_tools(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let list = ListToolsResult::with_all_items(TOOLS.clone());
+        Ok(list.with_ttl_ms(TOOLS_TTL_MS).with_cache_scope(CacheScope::Public))
+    }
+
+    fn get_tool(&self, name: &str) -> Option<Tool> {
+        TOOLS.iter().find(|tool| tool.name == name).cloned()
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let arguments = request.arguments.unwrap_or_default();
+        let result = match &*request.name {
+            EXECUTE => self.execute(arguments, context).await?,
+            PACKAGES => {
+                refuse_arguments(&arguments)?;
+                structured(&self.0.list_packages(), true)?
+            }
+            ENVIRONMENT => {
+                refuse_arguments(&arguments)?;
+                structured(&self.0.environment(), true)?
+            }
+            other => {
+                let message = format!("there is no tool {other:?}; there are {EXECUTE}, {ENVIRONMENT} and {PACKAGES}");
+                return Err(ErrorData::invalid_params(message, None));
+            }
+        };
+        Ok(result.into())
+    }
+}
+
+impl McpServer {
+    async fn execute(&self, arguments: JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
+        let request = self.0.check(arguments).map_err(invalid)?;
+        let progress = Progress::default();
+        let mut on_output = |event: protocol::OutputEvent<'_>| progress.push(event);
+        let mut silent = |_: protocol::OutputEvent<'_>| {};
+        let token = context.meta.get_progress_token();
+        let outcome = {
+            let run = self.0.execute(&request, if token.is_some() { &mut on_output } else { &mut silent });
+            let forward = async {
+                match token {
+                    Some(token) => progress.forward(&context.peer, token).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                outcome = run => outcome,
+                () = forward => Outcome::refused(ErrorCode::Internal, "the progress stream ended"),
+                // The run is dropped, and with it killed.
+                () = context.ct.cancelled() => Outcome::refused(ErrorCode::Cancelled, "the caller went away"),
+            }
+        };
+        let mut result = structured(&outcome.result, outcome.result.success)?;
+        result.content.extend(outcome.images.iter().map(|image| {
+            ContentBlock::image(base64::engine::general_purpose::STANDARD.encode(&image.bytes), image.mime_type)
+        }));
+        Ok(result)
+    }
+}
+
+/// A result as structured content and, for clients that read only text, as pretty-printed JSON.
+fn structured(value: &impl Serialize, success: bool) -> Result<CallToolResult, ErrorData> {
+    let internal = |error: serde_json::Error| ErrorData::internal_error(error.to_string(), None);
+    let text = serde_json::to_string_pretty(value).map_err(internal)?;
+    let mut result = if success { CallToolResult::success(vec![]) } else { CallToolResult::error(vec![]) };
+    result.content.push(ContentBlock::text(text));
+    result.structured_content = Some(serde_json::to_value(value).map_err(internal)?);
+    Ok(result)
+}
+
+fn invalid(error: ArgumentError) -> ErrorData {
+    ErrorData::invalid_params(error.to_string(), Some(serde_json::json!({"field": error.field})))
+}
+
+fn refuse_arguments(arguments: &JsonObject) -> Result<(), ErrorData> {
+    match arguments.keys().next() {
+        Some(name) => Err(invalid(ArgumentError::new(name, "is not an argument; this tool takes none"))),
+        None => Ok(()),
+    }
+}
+
+/// Serves MCP on standard input and output until the client closes it.
+///
+/// # Errors
+/// When the client's first message is no MCP opening, or the pipes break.
+pub async fn serve_stdio(interpreter: Arc<Interpreter>) -> Result<(), String> {
+    let service = McpServer(interpreter).serve(rmcp::transport::stdio()).await.map_err(|error| error.to_string())?;
+    service.waiting().await.map(drop).map_err(|error| error.to_string())
+}

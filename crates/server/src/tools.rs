@@ -1,0 +1,93 @@
+//! The tools, each written once: what every door calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use interpreter::Engine;
+use packages::Package;
+use protocol::{ArgumentError, CellRequest, Outcome, OutputEvent};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::environment::{self, EnvironmentInfo, LimitsInfo};
+
+/// The engine and what its tools know about it.
+pub struct Interpreter {
+    engine: Engine,
+    max_timeout: Duration,
+    packages: Vec<Package>,
+}
+
+/// The answer of `list_preinstalled_packages`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PackageList {
+    /// Names of the installed distributions.
+    pub packages: Vec<String>,
+    /// The same with versions and the names to import.
+    pub details: Vec<PackageDetail>,
+}
+
+/// One installed distribution.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PackageDetail {
+    /// Its name, as an installer knows it.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What to write after `import`.
+    pub import_name: String,
+}
+
+impl Interpreter {
+    /// `max_timeout`: the longest a call may ask for.
+    pub fn new(engine: Engine, max_timeout: Duration) -> Arc<Self> {
+        let packages = packages::installed(&engine.tree().site());
+        Arc::new(Self { engine, max_timeout, packages })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Checks the arguments of `execute_python`.
+    ///
+    /// # Errors
+    /// The first argument that can't be used.
+    pub fn check(&self, arguments: Map<String, Value>) -> Result<CellRequest, ArgumentError> {
+        CellRequest::from_arguments(arguments, self.engine.limits(), self.max_timeout)
+    }
+
+    /// `execute_python`. Dropping the future kills the run.
+    pub async fn execute(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
+        self.engine.run(request, on_output).await
+    }
+
+    /// `list_preinstalled_packages`
+    pub fn list_packages(&self) -> PackageList {
+        let detail = |package: &Package| PackageDetail {
+            name: package.name.clone(),
+            version: package.version.clone(),
+            import_name: package.import_name.clone(),
+        };
+        PackageList {
+            packages: self.packages.iter().map(|package| package.name.clone()).collect(),
+            details: self.packages.iter().map(detail).collect(),
+        }
+    }
+
+    /// `get_environment_info`
+    pub fn environment(&self) -> EnvironmentInfo {
+        let status = self.engine.status();
+        EnvironmentInfo {
+            platform: environment::platform(),
+            temp_dir: std::env::temp_dir().display().to_string(),
+            installed_packages: self.packages.iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
+            available_memory: environment::available_memory(),
+            limits: LimitsInfo::new(&self.engine.limits(), self.max_timeout),
+            sandbox: environment::layers(&status),
+            python_version: status.python_version,
+        }
+    }
+}

@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! The `code-interpreter` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

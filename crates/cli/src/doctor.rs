@@ -1,0 +1,40 @@
+//! `code-interpreter doctor`: runs a cell and shows which protections hold on this machine.
+
+use std::process::ExitCode;
+
+use interpreter::Engine;
+use serde_json::{Map, Value};
+use server::{Interpreter, LayerState};
+
+use crate::settings::EngineSettings;
+
+#[expect(clippy::print_stdout, reason = "a report for a person")]
+pub(crate) async fn doctor(settings: &EngineSettings) -> ExitCode {
+    let interpreter = match start(settings).await {
+        Ok(interpreter) => interpreter,
+        Err(message) => return crate::fail(&message),
+    };
+    let call = Map::from_iter([("code".to_owned(), Value::String("print(2+3)".to_owned()))]);
+    let Ok(request) = interpreter.check(call) else { return crate::fail("the test cell was refused") };
+    let outcome = interpreter.execute(&request, &mut |_| {}).await;
+    let works = outcome.result.success && outcome.result.stdout == "5\n";
+    let environment = interpreter.environment();
+    println!("python    {} ({} packages)", environment.python_version, environment.installed_packages.len());
+    println!("platform  {}", environment.platform);
+    println!("run       {}", if works { "works" } else { "FAILS" });
+    for layer in &environment.sandbox {
+        let state = match layer.state {
+            LayerState::Active => "active",
+            LayerState::Refused => "REFUSED",
+            LayerState::NotApplicable => "n/a",
+            LayerState::Unknown => "unknown",
+        };
+        println!("{state:<9} {}: {}", layer.name, layer.effect);
+    }
+    if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn start(settings: &EngineSettings) -> Result<std::sync::Arc<Interpreter>, String> {
+    let engine = Engine::start(settings.config()?).await.map_err(|error| error.to_string())?;
+    Ok(Interpreter::new(engine, settings.max_timeout()?))
+}

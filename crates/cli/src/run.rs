@@ -1,0 +1,125 @@
+//! `code-interpreter run`: one piece of Python, its output where a person expects it.
+//!
+//! Rule: exit codes are the contract's: 0, 1 (Python error), 124 (timeout), 137 (killed by a limit), else the code's own.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use interpreter::{Engine, Preload};
+use protocol::{OutputEvent, Stream};
+use serde_json::{Map, Value};
+use server::Interpreter;
+
+use crate::settings::EngineSettings;
+
+/// What to run.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArguments {
+    /// A file, or - for standard input.
+    #[arg(required_unless_present = "code", conflicts_with = "code")]
+    file: Option<PathBuf>,
+    /// The code itself.
+    #[arg(long)]
+    code: Option<String>,
+    /// Print the result as JSON, as the MCP tool gives it.
+    #[arg(long)]
+    json: bool,
+    /// Seconds after which the run is killed.
+    #[arg(long)]
+    timeout: Option<f64>,
+    /// A JSON object the code finds as `input_data`.
+    #[arg(long)]
+    input_data: Option<String>,
+    /// A folder for the figures (figure-1.png …).
+    #[arg(long)]
+    figures: Option<PathBuf>,
+}
+
+pub(crate) async fn run(settings: &EngineSettings, arguments: &RunArguments) -> ExitCode {
+    match run_code(settings, arguments).await {
+        Ok(code) => code,
+        Err(message) => crate::fail(&message),
+    }
+}
+
+async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result<ExitCode, String> {
+    let code = read_code(arguments)?;
+    let mut config = settings.config()?;
+    // One cell needs one stage: nothing else is imported.
+    config.preload = Preload::for_code(&code);
+    let engine = Engine::start(config).await.map_err(|error| error.to_string())?;
+    let interpreter = Interpreter::new(engine, settings.max_timeout()?);
+    let mut call = Map::new();
+    call.insert("code".to_owned(), Value::String(code));
+    if let Some(seconds) = arguments.timeout {
+        call.insert("timeout".to_owned(), serde_json::Number::from_f64(seconds).map_or(Value::Null, Value::Number));
+    }
+    if let Some(text) = &arguments.input_data {
+        call.insert("input_data".to_owned(), serde_json::from_str(text).map_err(|error| format!("--input-data: not JSON: {error}"))?);
+    }
+    let request = interpreter.check(call).map_err(|error| error.to_string())?;
+    let live = !arguments.json;
+    let mut show = |event: OutputEvent<'_>| {
+        let _ = match event.stream {
+            Stream::Stdout if live => std::io::stdout().write_all(event.bytes),
+            Stream::Stderr if live => std::io::stderr().write_all(event.bytes),
+            _ => Ok(()),
+        };
+    };
+    let outcome = interpreter.execute(&request, &mut show).await;
+    let figures = save_figures(arguments, &outcome.images)?;
+    let result = &outcome.result;
+    let mut stdout = std::io::stdout();
+    let mut stderr = std::io::stderr();
+    if arguments.json {
+        let text = serde_json::to_string_pretty(result).map_err(|error| error.to_string())?;
+        let _ = writeln!(stdout, "{text}");
+    } else {
+        if let Some(value) = &result.result {
+            let _ = writeln!(stdout, "{value}");
+        }
+        if let Some(error) = &result.error {
+            let _ = match &error.traceback {
+                Some(traceback) => write!(stderr, "{traceback}"),
+                None => writeln!(stderr, "{}: {}", error.code.as_str(), error.message),
+            };
+        }
+        for note in result.warnings.iter().chain(&figures) {
+            let _ = writeln!(stderr, "note: {note}");
+        }
+    }
+    let _ = stdout.flush();
+    Ok(ExitCode::from(u8::try_from(result.exit_code & 0xFF).unwrap_or(1)))
+}
+
+fn read_code(arguments: &RunArguments) -> Result<String, String> {
+    match (&arguments.code, &arguments.file) {
+        (Some(code), _) => Ok(code.clone()),
+        (None, Some(path)) if path.as_os_str() != "-" => {
+            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+        }
+        _ => {
+            let mut code = String::new();
+            std::io::stdin().read_to_string(&mut code).map_err(|error| format!("standard input: {error}"))?;
+            Ok(code)
+        }
+    }
+}
+
+fn save_figures(arguments: &RunArguments, images: &[protocol::Image]) -> Result<Vec<String>, String> {
+    let Some(folder) = &arguments.figures else {
+        let note = format!("{} figures were made; --figures DIR saves them", images.len());
+        return Ok(if images.is_empty() { Vec::new() } else { vec![note] });
+    };
+    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut notes = Vec::new();
+    for (number, image) in images.iter().enumerate() {
+        let extension = if image.mime_type == "image/jpeg" { "jpg" } else { "png" };
+        let path = folder.join(format!("figure-{}.{extension}", number + 1));
+        std::fs::write(&path, &image.bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        notes.push(format!("saved {}", path.display()));
+    }
+    Ok(notes)
+}

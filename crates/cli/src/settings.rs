@@ -1,0 +1,198 @@
+//! Every setting, once: a flag, an environment variable, a default and its meaning.
+//!
+//! Rule: this is the registry. `.env.example` and the README's table are printed from it (`make settings`), and a test
+//! holds them to it. A flag is stronger than the environment, which is stronger than a `.env` file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Command, CommandFactory, ValueEnum};
+use interpreter::{EngineConfig, Preload, PythonTree};
+use protocol::{
+    DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits,
+    MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
+};
+
+/// How much of the stack is imported ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PreloadSetting {
+    Core,
+    Data,
+    Plot,
+    All,
+}
+
+/// Settings of the engine.
+#[derive(Args, Clone, Debug)]
+pub struct EngineSettings {
+    /// The Python tree; found beside the program or under build/ when not set.
+    #[arg(long, env = "PYTHON_TREE")]
+    python_tree: Option<PathBuf>,
+    /// What is imported before it is asked for: core (nothing), data (pandas), plot (and matplotlib), all.
+    #[arg(long, env = "PRELOAD", default_value = "all")]
+    preload: PreloadSetting,
+    /// Calls that run at the same time; twice the number of cores when not set.
+    #[arg(long, env = "MAX_CONCURRENCY", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_concurrency: Option<u32>,
+    /// Calls that may wait for a free place; further ones are answered `busy`.
+    #[arg(long, env = "MAX_QUEUE", default_value = "64")]
+    max_queue: usize,
+    /// Warm processes kept ready for each stage of the stack.
+    #[arg(long, env = "SPARE_KERNELS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    spare_kernels: u32,
+    /// Seconds a call may take when it names no timeout.
+    #[arg(long, env = "DEFAULT_TIMEOUT", default_value_t = DEFAULT_TIMEOUT_SECONDS)]
+    default_timeout: f64,
+    /// The longest timeout a call may ask for, in seconds.
+    #[arg(long, env = "MAX_TIMEOUT", default_value_t = MAX_TIMEOUT_SECONDS)]
+    max_timeout: f64,
+    /// Memory a call may use on top of the warm interpreter, in MB.
+    #[arg(long, env = "MAX_MEMORY_MB", default_value_t = DEFAULT_MEMORY_MB)]
+    max_memory_mb: u64,
+    /// How much of each of stdout and stderr comes back, in bytes.
+    #[arg(long, env = "MAX_OUTPUT_BYTES", default_value_t = DEFAULT_OUTPUT_CAP_BYTES)]
+    max_output_bytes: usize,
+    /// Output after which a run is ended, in bytes.
+    #[arg(long, env = "OUTPUT_LIMIT_BYTES", default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
+    output_limit_bytes: u64,
+    /// Largest file a call may write, in MB.
+    #[arg(long, env = "MAX_FILE_MB", default_value = "256")]
+    max_file_mb: u64,
+    /// Processes and threads a call may have at once.
+    #[arg(long, env = "MAX_PROCESSES", default_value = "64")]
+    max_processes: u64,
+}
+
+/// Settings of the HTTP door.
+#[derive(Args, Clone, Debug)]
+pub struct HttpSettings {
+    /// Address to listen on.
+    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, env = "PORT", default_value = "8000")]
+    pub(crate) port: u16,
+    /// Host headers that are served, besides HOST itself; `*` serves all.
+    #[arg(long, env = "ALLOWED_HOSTS", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
+    allowed_hosts: Vec<String>,
+    /// Browser origins that are served; requests without an Origin always are, `*` serves all.
+    #[arg(long, env = "ALLOWED_ORIGINS", value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
+    pub(crate) allowed_origins: Vec<String>,
+    /// Largest request body, in bytes.
+    #[arg(long, env = "MAX_BODY_BYTES", default_value = "12582912")]
+    pub(crate) max_body_bytes: usize,
+}
+
+impl EngineSettings {
+    /// What the engine is started with.
+    pub(crate) fn config(&self) -> Result<EngineConfig, String> {
+        if self.max_memory_mb < MIN_MEMORY_MB {
+            return Err(format!("MAX_MEMORY_MB: must be at least {MIN_MEMORY_MB}, not {}", self.max_memory_mb));
+        }
+        let timeout = seconds("DEFAULT_TIMEOUT", self.default_timeout)?;
+        if timeout > self.max_timeout()? {
+            return Err(format!("DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {}", self.max_timeout, self.default_timeout));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(EngineConfig {
+            tree: self.python_tree.clone().unwrap_or_else(PythonTree::default_root),
+            preload: match self.preload {
+                PreloadSetting::Core => Preload::Core,
+                PreloadSetting::Data => Preload::Data,
+                PreloadSetting::Plot => Preload::Plot,
+                PreloadSetting::All => Preload::All,
+            },
+            max_concurrency: self.max_concurrency.map_or(cores * 2, |n| n as usize),
+            max_queue: self.max_queue,
+            spares: self.spare_kernels as usize,
+            limits: Limits {
+                timeout,
+                memory_bytes: self.max_memory_mb << 20,
+                output_cap_bytes: self.max_output_bytes,
+                output_hard_limit_bytes: self.output_limit_bytes,
+                file_size_bytes: self.max_file_mb << 20,
+                processes: self.max_processes,
+            },
+        })
+    }
+
+    /// The longest timeout a call may ask for.
+    pub(crate) fn max_timeout(&self) -> Result<Duration, String> {
+        seconds("MAX_TIMEOUT", self.max_timeout)
+    }
+}
+
+impl HttpSettings {
+    pub(crate) fn allowed_hosts(&self) -> Vec<String> {
+        self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect()
+    }
+}
+
+fn seconds(name: &str, value: f64) -> Result<Duration, String> {
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(format!("{name}: must be a number of seconds above 0, not {value}")),
+    }
+}
+
+#[derive(Debug, clap::Parser)]
+struct AllSettings {
+    #[command(flatten)]
+    _engine: EngineSettings,
+    #[command(flatten)]
+    _http: HttpSettings,
+}
+
+/// The reference of all settings as an `.env` file (`env`) or a table (`markdown`).
+pub fn reference(format: &str) -> Option<String> {
+    let command: Command = AllSettings::command();
+    let rows = command.get_arguments().filter_map(|argument| {
+        let default = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
+        let help = argument.get_help()?.to_string();
+        Some((argument.get_env()?.to_string_lossy().into_owned(), argument.get_long()?.to_owned(), default, help))
+    });
+    match format {
+        "env" => Some(rows.map(|(env, _, default, help)| format!("# {help}\n#{env}={default}\n")).collect::<Vec<_>>().join("\n")),
+        "markdown" => {
+            let rows = rows.map(|(env, flag, default, help)| format!("| `{env}` | `--{flag}` | {} | {help} |\n", code(&default)));
+            Some(format!("| variable | flag | default | meaning |\n| --- | --- | --- | --- |\n{}", rows.collect::<String>()))
+        }
+        _ => None,
+    }
+}
+
+fn code(text: &str) -> String {
+    if text.is_empty() { "–".to_owned() } else { format!("`{text}`") }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
+pub(crate) fn print(format: &str) -> ExitCode {
+    if let Some(text) = reference(format) {
+        print!("{text}");
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("code-interpreter: settings: format must be env or markdown, not {format}");
+        ExitCode::from(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository_file(name: &str) -> String {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+        std::fs::read_to_string(format!("{path}{name}")).expect("the file is in the repository")
+    }
+
+    #[test]
+    fn env_example_is_current() {
+        assert_eq!(repository_file(".env.example"), reference("env").expect("a format"), "run `make settings`");
+    }
+
+    #[test]
+    fn the_readme_table_is_current() {
+        assert!(repository_file("README.md").contains(&reference("markdown").expect("a format")), "run `make settings`");
+    }
+}

@@ -1,0 +1,194 @@
+//! A server of the test's own, and a client for it.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+/// Who runs the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Whoever runs the tests.
+    Caller,
+    /// An ordinary user. Needs root to become one.
+    User,
+    /// A user for whom the kernel refuses prctl, as inside a Lambda function. Needs root to become one.
+    Lambda,
+}
+
+const USER: u32 = 993;
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The program and the tree, at a place every user can reach: copies, when the checkout is in a closed folder.
+fn installation() -> &'static (PathBuf, PathBuf) {
+    static PLACES: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    PLACES.get_or_init(|| {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_code-interpreter"));
+        let tree = repository().join("build/tree");
+        let reachable = Command::new("test").args(["-r"]).arg(tree.join("tree.json")).uid(USER).status();
+        if !is_root() || reachable.is_ok_and(|status| status.success()) {
+            return (program, tree);
+        }
+        let copy = std::env::temp_dir().join("code-interpreter-test-install");
+        let script = "exec 9>\"$0.lock\"; flock 9; mkdir -p \"$0\" && chmod 755 \"$0\" && cp -au \"$1\" \"$2\" \"$0/\"";
+        let copied = Command::new("sh").args(["-c", script]).arg(&copy).arg(&program).arg(&tree).status().unwrap();
+        assert!(copied.success());
+        (copy.join("code-interpreter"), copy.join("tree"))
+    })
+}
+
+/// The program with the tree named, to be given its arguments.
+pub(crate) fn program() -> Command {
+    program_in(Home::Caller)
+}
+
+pub(crate) fn program_in(home: Home) -> Command {
+    let (program, tree) = installation();
+    let mut command = match home {
+        Home::Caller => Command::new(program),
+        Home::User | Home::Lambda if !is_root() => panic!("{home:?} needs root"),
+        Home::User => Command::new(program),
+        Home::Lambda => {
+            // prctl answers EPERM for everything below this shell.
+            let mut command = Command::new(jail());
+            command.arg(program);
+            command
+        }
+    };
+    if home != Home::Caller {
+        command.uid(USER).gid(USER);
+    }
+    command.env_clear().env("PYTHON_TREE", tree).env("PATH", "/usr/bin:/bin").env("SECRET_KEY", "of-the-server");
+    command.current_dir("/");
+    command
+}
+
+fn jail() -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_code-interpreter")).parent().unwrap().join("examples/lambda_jail");
+    let (program, _) = installation();
+    let beside = program.parent().unwrap().join("lambda_jail");
+    if program.starts_with(std::env::temp_dir()) {
+        std::fs::copy(built, &beside).unwrap();
+        return beside;
+    }
+    built
+}
+
+/// A running server; stopped when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.child.wait().unwrap();
+    }
+}
+
+impl Server {
+    /// With the smallest stack.
+    pub(crate) fn start() -> Self {
+        Self::with(Home::Caller, &[("PRELOAD", "core")])
+    }
+
+    pub(crate) fn with(home: Home, settings: &[(&str, &str)]) -> Self {
+        let mut command = program_in(home);
+        command.arg("serve").env("PORT", "0").envs(settings.iter().copied());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = lines
+            .by_ref()
+            .map(Result::unwrap)
+            .inspect(|line| eprintln!("{line}"))
+            .find_map(|line| Some(line.split_once("http://")?.1.split_once('/')?.0.to_owned()))
+            .expect("the server names its address");
+        // Whatever it says later must not fill the pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+        Self { child, address }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// One request on a connection of its own: status and body.
+    pub(crate) async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, String) {
+        let stream = tokio::net::TcpStream::connect(&self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", &self.address);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// Calls a tool as curl users do, without a handshake: the JSON-RPC answer.
+    pub(crate) async fn call(&self, tool: &str, arguments: Value) -> Value {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
+        let (status, text) = self.request("POST", "/mcp", &[("content-type", "application/json")], body.to_string()).await;
+        assert_eq!(status, 200, "{text}");
+        last_event(&text)
+    }
+
+    /// Runs code: the structured result.
+    pub(crate) async fn run(&self, code: &str) -> Value {
+        self.run_with(json!({"code": code})).await
+    }
+
+    pub(crate) async fn run_with(&self, arguments: Value) -> Value {
+        let answer = self.call("execute_python", arguments).await;
+        assert!(answer["result"]["structuredContent"].is_object(), "{answer}");
+        answer["result"]["structuredContent"].clone()
+    }
+
+    /// That the next call works, and in an interpreter of its own.
+    pub(crate) async fn still_works(&self) {
+        let result = self.run("print(2+3)").await;
+        assert_eq!((result["stdout"].as_str(), result["success"].as_bool()), (Some("5\n"), Some(true)), "{result}");
+    }
+
+    /// Processes below the server that are neither zygotes nor waiting kernels: those of a user's making.
+    pub(crate) fn processes_named(&self, marker: &str) -> Vec<String> {
+        processes_named(marker)
+    }
+}
+
+/// Command lines of live processes that hold `marker`.
+pub(crate) fn processes_named(marker: &str) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(marker))
+        .collect()
+}
+
+/// The message of the last event of a stream, or of a plain JSON body.
+pub(crate) fn last_event(body: &str) -> Value {
+    let data = body.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap_or(body);
+    serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {body}"))
+}

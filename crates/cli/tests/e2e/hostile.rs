@@ -1,0 +1,245 @@
+//! Programs that must be survived: as the caller, as an ordinary user, and with the kernel's layers refused.
+
+use serde_json::Value;
+
+use crate::client::{Home, Server, is_root, processes_named};
+
+/// What a program does, and what its answer must be.
+struct Hostile {
+    name: &'static str,
+    code: &'static str,
+    error: &'static str,
+    exit_code: i64,
+    check: fn(&Value),
+}
+
+const fn hostile(name: &'static str, code: &'static str, error: &'static str, exit_code: i64) -> Hostile {
+    Hostile { name, code, error, exit_code, check: |_| {} }
+}
+
+const PROGRAMS: &[Hostile] = &[
+    hostile("infinite loop", "while True: pass", "timeout", 124),
+    hostile(
+        "infinite loop with all signals blocked",
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        "timeout",
+        124,
+    ),
+    hostile(
+        "a handler that catches KeyboardInterrupt",
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "timeout",
+        124,
+    ),
+    hostile("catastrophic regex", "import re; re.match(r'(a+)+$', 'a'*64+'b')", "timeout", 124),
+    hostile("memory by steps", "x=[]\nwhile True: x.append(bytearray(1<<20))", "memory_limit", 1),
+    hostile("memory by small steps", "x=[]\nwhile True: x.append('a'*100 + str(len(x)))", "memory_limit", 1),
+    hostile("memory at once", "bytearray(4 << 30)", "memory_limit", 1),
+    hostile(
+        "shared memory, which no rlimit counts",
+        "import mmap\nm = mmap.mmap(-1, 1 << 30)\nfor i in range(0, 1 << 30, 4096): m[i] = 1\nwhile True: pass",
+        "memory_limit",
+        137,
+    ),
+    Hostile {
+        check: |result| assert_eq!(result["stdout"], "kept\n"),
+        ..hostile("os._exit after a print", "import os; print('kept'); os._exit(1)", "exited", 1)
+    },
+    Hostile {
+        check: |result| assert_eq!(result["stdout"], "no newline"),
+        ..hostile("os._exit in the middle of a line", "import os; print('no newline', end=''); os._exit(0)", "exited", 0)
+    },
+    Hostile {
+        check: |result| {
+            assert_eq!(result["error"]["type"], "SIGSEGV");
+            assert_eq!(result["stdout"], "before\n");
+            let stderr = result["stderr"].as_str().unwrap();
+            assert!(stderr.contains("<cell>") && !stderr.contains("harness"), "{stderr}");
+        },
+        ..hostile("segfault", "print('before')\nimport ctypes; ctypes.string_at(0)", "crashed", 139)
+    },
+    Hostile {
+        check: |result| assert_eq!(result["error"]["type"], "SystemExit"),
+        ..hostile("sys.exit", "import sys; sys.exit(3)", "exited", 3)
+    },
+    Hostile {
+        check: |result| {
+            assert_eq!(result["truncated"], true);
+            assert!(result["stdout"].as_str().unwrap().len() < 110_000);
+            assert!(result["dropped"]["stdout_bytes"].as_u64().unwrap() > 60_000_000, "{}", result["dropped"]);
+        },
+        ..hostile("200 MB of output", "for i in range(200): print('A' * (1 << 20))", "output_limit", 137)
+    },
+    hostile("NUL bytes", "x = 1\0", "python_error", 1),
+    hostile("deep recursion", "def f(): f()\nf()", "python_error", 1),
+    hostile("deeply nested source", "x = 1\ny = (\"a\")\nz = ((((((((((1", "python_error", 1),
+    hostile("a signal to itself", "import os; os.kill(os.getpid(), 9)", "crashed", 137),
+    hostile(
+        "a forged frame of nonsense",
+        "import os\nfor fd in range(3, 1024):\n    try: os.write(fd, b'{\"status\":\"ok\"}\\n')\n    except OSError: pass\nwhile True: pass",
+        "crashed",
+        137,
+    ),
+    hostile(
+        "every descriptor closed",
+        "import os; os.closerange(0, 4096)\nwhile True: pass",
+        "timeout",
+        124,
+    ),
+];
+
+async fn survive(home: Home) {
+    let server = Server::with(home, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "3"), ("MAX_MEMORY_MB", "128")]);
+    let pid = server.pid();
+    for program in PROGRAMS {
+        let result = server.run(program.code).await;
+        assert_eq!(result["error"]["code"], program.error, "{}: {result:#}", program.name);
+        assert_eq!(result["exit_code"], program.exit_code, "{}: {result:#}", program.name);
+        assert_eq!(result["success"], false, "{}", program.name);
+        (program.check)(&result);
+        server.still_works().await;
+    }
+    assert_eq!(server.pid(), pid);
+    let (_, health) = server.request("GET", "/health", &[], "").await;
+    assert!(health.contains("\"restarts\":0"), "the zygotes were touched: {health}");
+}
+
+#[tokio::test]
+async fn hostile_programs_as_the_caller() {
+    survive(Home::Caller).await;
+}
+
+#[tokio::test]
+async fn hostile_programs_as_an_ordinary_user() {
+    if is_root() {
+        survive(Home::User).await;
+    }
+}
+
+#[tokio::test]
+async fn hostile_programs_with_the_kernel_layers_refused() {
+    if is_root() {
+        survive(Home::Lambda).await;
+    }
+}
+
+/// A daemon that left its group, its session and its parent, and undid its subreaper, is gone when the answer is there.
+async fn no_daemon_survives(home: Home) {
+    let server = Server::with(home, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "10")]);
+    let marker = format!("98765.{}", server.pid());
+    let undo = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\n";
+    for (undo, end) in [("", ""), (undo, ""), ("", "os._exit(0)"), (undo, "while True: pass")] {
+        let code = format!(
+            "import os, time, subprocess\n{undo}\
+             r, w = os.pipe()\n\
+             if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.setsid()\n        \
+             p = subprocess.Popen(['sleep', '{marker}'])\n        os.write(w, b'x')\n        time.sleep(3600)\n    os._exit(0)\n\
+             os.wait()\nos.read(r, 1)\nprint('started')\n{end}\n"
+        );
+        let result = server.run_with(serde_json::json!({"code": code, "timeout": 2})).await;
+        assert_eq!(result["stdout"], "started\n", "{home:?} {result:#}");
+        assert_eq!(processes_named(&marker), Vec::<String>::new(), "{home:?} {undo:?} {end:?}");
+        server.still_works().await;
+    }
+}
+
+#[tokio::test]
+async fn no_daemon_survives_as_the_caller() {
+    no_daemon_survives(Home::Caller).await;
+}
+
+#[tokio::test]
+async fn no_daemon_survives_as_an_ordinary_user() {
+    if is_root() {
+        no_daemon_survives(Home::User).await;
+    }
+}
+
+#[tokio::test]
+async fn no_daemon_survives_with_the_kernel_layers_refused() {
+    if is_root() {
+        no_daemon_survives(Home::Lambda).await;
+    }
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_ended_and_leaves_nothing() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "5")]);
+    let result = server.run("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass").await;
+    let code = result["error"]["code"].as_str().unwrap();
+    assert!(code == "process_limit" || code == "timeout", "{result}");
+    server.still_works().await;
+}
+
+#[tokio::test]
+async fn nothing_of_the_server_can_be_read() {
+    for home in [Home::Caller, Home::User] {
+        if home == Home::User && !is_root() {
+            continue;
+        }
+        let server = Server::with(home, &[("PRELOAD", "core")]);
+        let result = server
+            .run(&format!(
+                "import os\nprint('SECRET_KEY' in os.environ)\nfor path in ('environ', 'mem', 'maps', 'fd'):\n    try:\n        \
+                 p = f'/proc/{}/{{path}}'\n        os.listdir(p) if path == 'fd' else open(p, 'rb').read(10)\n        print(path, 'READ')\n    \
+                 except OSError as e: print(path, type(e).__name__)",
+                server.pid()
+            ))
+            .await;
+        let denied = "environ PermissionError\nmem PermissionError\nmaps PermissionError\nfd PermissionError\n";
+        assert_eq!(result["stdout"], format!("False\n{denied}"), "{home:?} {result}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_sees_nothing_of_the_one_before() {
+    let server = Server::start();
+    let poison = "import os, json, builtins, math, sys\nx = 1\nopen('left', 'w').write('x')\nos.environ['LEFT'] = '1'\n\
+                  math.pi = 3\njson.dumps = None\nbuiltins.len = None\nsys.path.insert(0, '/tmp')";
+    assert_eq!(server.run(poison).await["success"], true);
+    let look = "import os, json, math, sys\nprint('x' in globals(), os.path.exists('left'), 'LEFT' in os.environ, math.pi == 3, \
+                json.dumps(1), len('ab'), sys.path[0] == '/tmp', os.listdir('.'))";
+    assert_eq!(server.run(look).await["stdout"], "False False False False 1 2 False []\n");
+}
+
+#[tokio::test]
+async fn answers_do_not_slide_after_a_timeout() {
+    let server = Server::start();
+    let late = serde_json::json!({"code": "print('first')\nwhile True: pass", "timeout": 0.3});
+    assert_eq!(server.run_with(late).await["stdout"], "first\n");
+    for n in 0..5 {
+        assert_eq!(server.run(&format!("print({n})")).await["stdout"], format!("{n}\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_forged_end_frame_is_only_this_calls_own_answer() {
+    let server = Server::start();
+    let forge = "import os, struct, json\nbody = json.dumps({'value': 'forged'}).encode()\n\
+                 os.write(500, struct.pack('<cI', b'Z', len(body)) + body)\nimport time; time.sleep(60)";
+    let result = server.run(forge).await;
+    assert_eq!(result["result"], "forged");
+    assert!(result["execution_time_ms"].as_f64().unwrap() < 30_000.0);
+    server.still_works().await;
+}
+
+#[tokio::test]
+async fn killing_the_zygote_costs_one_call_at_most() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core")]);
+    let _ = server.run("import os, signal\nos.kill(os.getppid(), 9)").await;
+    server.still_works().await;
+}
+
+#[tokio::test]
+async fn a_kernels_directory_goes_even_when_its_rights_are_taken_away() {
+    let temporary = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    let path = temporary.path().to_str().unwrap();
+    {
+        let home = if is_root() { Home::User } else { Home::Caller };
+        let server = Server::with(home, &[("PRELOAD", "core"), ("TMPDIR", path)]);
+        server.run("import os\nos.makedirs('a/b'); open('a/b/c', 'w').close(); os.chmod('a/b', 0); os.chmod('a', 0)").await;
+        server.still_works().await;
+    }
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,9 @@
+//! End-to-end tests: each starts the real program and talks to it as a client would.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod client;
+mod command_line;
+mod hostile;
+mod http;
+mod semantics;
+mod stdio;

@@ -1,0 +1,178 @@
+//! What a cell means: values, output, figures, errors.
+
+use serde_json::json;
+
+use crate::client::{Home, Server};
+
+#[tokio::test]
+async fn values_follow_jupyter_and_the_variable_result() {
+    let server = Server::start();
+    for (code, value) in [
+        ("2+3", json!("5")),
+        ("'a'", json!("'a'")),
+        ("x = 1", json!(null)),
+        ("2+3;", json!(null)),
+        ("None", json!(null)),
+        ("result = 2 + 3", json!("5")),
+        ("result = 'a'", json!("a")),
+        ("result = 1\n7", json!("7")),
+        ("input_data", json!("{'a': [1, 2]}")),
+        ("{'b': 1, 'a': (1,)}", json!("{'b': 1, 'a': (1,)}")),
+        ("import asyncio\nasync def f(): return 8\nawait f()", json!("8")),
+        ("import asyncio\nt = asyncio.create_task(asyncio.sleep(0, 9))\nawait t", json!("9")),
+        ("class A:\n    def __repr__(self): return 1/0\nA()", json!("<A object; its repr raised ZeroDivisionError>")),
+        ("class A:\n    def __repr__(self): return 5\nA()", json!("<A object; its repr raised TypeError>")),
+        ("'\\ud800'", json!("'\\ud800'")),
+        ("__name__", json!("'__main__'")),
+    ] {
+        let result = server.run_with(json!({"code": code, "input_data": {"a": [1, 2]}})).await;
+        assert_eq!(result["result"], value, "{code}: {result:#}");
+        assert_eq!(result["success"], true, "{code}: {result:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_huge_value_is_cut() {
+    let server = Server::start();
+    for code in ["list(range(10**6))", "'a' * 10**7", "result = 'b' * 10**7", "{i: i for i in range(10**5)}"] {
+        let result = server.run(code).await;
+        assert!(result["result"].as_str().unwrap().len() < 70_000, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn output_of_python_c_code_and_subprocesses_keeps_its_order() {
+    let server = Server::start();
+    let code = "import os, subprocess, sys\n\
+                for i in range(600):\n    print(i)\n    if i % 100 == 0:\n        os.write(1, b'raw\\n')\n        \
+                subprocess.run(['echo', 'sub'])\n        os.system('echo shell')\n        sys.stdout.buffer.write(b'bytes\\n')\n";
+    let result = server.run(code).await;
+    let mut expected = String::new();
+    for i in 0..600 {
+        expected += &format!("{i}\n");
+        if i % 100 == 0 {
+            expected += "raw\nsub\nshell\nbytes\n";
+        }
+    }
+    assert_eq!(result["stdout"], expected, "{}", result["stderr"]);
+}
+
+#[tokio::test]
+async fn stderr_is_apart_and_children_made_by_fork_print_too() {
+    let server = Server::start();
+    let code = "import os, sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.stdout.flush()\n\
+                if os.fork() == 0:\n    print('child')\n    os._exit(0)\nos.wait()\nprint('parent')";
+    let result = server.run(code).await;
+    assert_eq!(result["stdout"], "out\nchild\nparent\n");
+    assert_eq!(result["stderr"], "err\n");
+}
+
+#[tokio::test]
+async fn a_fork_that_comes_out_of_the_cell_does_not_answer_for_it() {
+    let server = Server::start();
+    let result = server.run("import os\nif os.fork(): os.wait()\nprint(os.getpid() > 0)").await;
+    assert_eq!(result["stdout"], "True\nTrue\n");
+}
+
+#[tokio::test]
+async fn tracebacks_show_the_cells_lines_and_none_of_ours() {
+    let server = Server::start();
+    let result = server.run("def f(x):\n    return 1 / x\n\nprint('before')\nf(0)").await;
+    let error = &result["error"];
+    assert_eq!((error["code"].as_str(), error["type"].as_str(), error["line"].as_u64()), (Some("python_error"), Some("ZeroDivisionError"), Some(2)));
+    let traceback = error["traceback"].as_str().unwrap();
+    assert!(traceback.starts_with("Traceback (most recent call last):\n  File \"<cell>\", line 5"), "{traceback}");
+    assert!(traceback.contains("return 1 / x") && !traceback.contains("harness"), "{traceback}");
+    assert_eq!((result["stdout"].as_str(), result["exit_code"].as_i64()), (Some("before\n"), Some(1)));
+    let result = server.run("x = 1\ny = )").await;
+    assert_eq!((result["error"]["type"].as_str(), result["error"]["line"].as_u64()), (Some("SyntaxError"), Some(2)));
+    assert!(!result["error"]["traceback"].as_str().unwrap().contains("harness"));
+    let result = server.run("async def f(): raise ValueError('\\ud800')\nawait f()").await;
+    let traceback = result["error"]["traceback"].as_str().unwrap();
+    assert!(!traceback.contains("asyncio") && traceback.contains("\\ud800"), "{traceback}");
+}
+
+#[tokio::test]
+async fn python_habits_work() {
+    let server = Server::start();
+    for (code, stdout) in [
+        ("try: input()\nexcept EOFError: print('eof')", "eof\n"),
+        ("print('\\ud800é')", "\\ud800é\n"),
+        ("import atexit; atexit.register(print, 'bye')", "bye\n"),
+        ("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()", "late\n"),
+        ("import multiprocessing as m\nwith m.Pool(2) as p: print(p.map(abs, [-1, -2]))", "[1, 2]\n"),
+        ("from concurrent.futures import ThreadPoolExecutor as T\nwith T(4) as t: print(sum(t.map(abs, range(9))))", "36\n"),
+        ("import dataclasses, pickle\n@dataclasses.dataclass\nclass A: x: int\nprint(pickle.loads(pickle.dumps(A(1))))", "A(x=1)\n"),
+        ("open('m.py', 'w').write('x = 5')\nimport m; print(m.x)", "5\n"),
+        ("import tempfile, os\nprint(tempfile.gettempdir() == os.getcwd() == os.environ['HOME'])", "True\n"),
+        ("import warnings; warnings.warn('w'); print('x' * 3)", "xxx\n"),
+        ("import subprocess; print(subprocess.run(['echo', 'a'], capture_output=True, text=True).stdout)", "a\n\n"),
+    ] {
+        let result = server.run(code).await;
+        assert_eq!(result["stdout"], stdout, "{code}: {result:#}");
+        assert_eq!(result["success"], true, "{code}: {result:#}");
+    }
+    let result = server.run("exit()").await;
+    assert_eq!(result["success"], true, "{result}");
+}
+
+#[tokio::test]
+async fn a_large_source_and_a_large_output_are_carried_whole() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_OUTPUT_BYTES", "8000000")]);
+    let source = format!("x = '{}'\nlen(x)", "a".repeat(5_000_000));
+    assert_eq!(server.run(&source).await["result"], "5000000");
+    let result = server.run("for i in range(10000): print('%099d' % i)").await;
+    assert_eq!((result["stdout"].as_str().unwrap().len(), result["truncated"].as_bool()), (1_000_000, Some(false)));
+}
+
+#[tokio::test]
+async fn output_past_the_cap_keeps_head_and_tail_and_counts_the_rest() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_OUTPUT_BYTES", "1000")]);
+    let result = server.run("print('head')\nprint('x' * 5000)\nprint('tail')").await;
+    let stdout = result["stdout"].as_str().unwrap();
+    assert!(stdout.starts_with("head\n") && stdout.ends_with("tail\n") && stdout.contains("[4011 bytes left out]"), "{stdout}");
+    assert_eq!(result["dropped"], json!({"stdout_bytes": 4011, "stderr_bytes": 0}));
+    assert_eq!(result["success"], true);
+}
+
+#[tokio::test]
+async fn the_stack_works_and_repeats_no_random_numbers() {
+    let server = Server::with(Home::Caller, &[]);
+    let first = server.run("import numpy as np\nnp.random.rand()").await;
+    let second = server.run("import numpy as np\nnp.random.rand()").await;
+    assert_ne!(first["result"], second["result"]);
+    let code = "import numpy as np, pandas as pd, scipy.stats, sklearn.ensemble, seaborn, requests, httpx, pydantic, jinja2\n\
+                x = np.arange(200.).reshape(100, 2)\ny = (x[:, 0] > 50).astype(int)\n\
+                m = sklearn.ensemble.RandomForestClassifier(n_jobs=2).fit(x, y)\n\
+                h = sklearn.ensemble.HistGradientBoostingClassifier().fit(x, y)\n\
+                print(m.score(x, y), h.score(x, y) > .9, pd.DataFrame(x).describe().shape, scipy.stats.norm.cdf(0))";
+    let result = server.run(code).await;
+    assert_eq!(result["stdout"], "1.0 True (8, 2) 0.5\n", "{result:#}");
+    let (_, health) = server.request("GET", "/health", &[], "").await;
+    let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+    for stage in health["engine"]["stages"].as_array().unwrap() {
+        assert_eq!((&stage["state"], &stage["missing"]), (&json!("ready"), &json!([])));
+    }
+}
+
+#[tokio::test]
+async fn figures_come_once_each_and_in_order() {
+    use base64::Engine as _;
+    for preload in ["plot", "core"] {
+        let server = Server::with(Home::Caller, &[("PRELOAD", preload)]);
+        let code = "import matplotlib\nmatplotlib.use('Agg')\nimport matplotlib.pyplot as plt\n\
+                    plt.figure(figsize=(2, 1)); plt.plot([1, 2]); plt.show(); plt.close()\n\
+                    plt.figure(figsize=(3, 1)); plt.plot([2, 1])\n1/0";
+        let answer = server.call("execute_python", json!({"code": code})).await;
+        let content = answer["result"]["content"].as_array().unwrap();
+        let widths = content[1..].iter().map(|image| {
+            assert_eq!((&image["type"], &image["mimeType"]), (&json!("image"), &json!("image/png")));
+            let png = base64::engine::general_purpose::STANDARD.decode(image["data"].as_str().unwrap()).unwrap();
+            assert!(png.starts_with(b"\x89PNG\r\n\x1a\n"));
+            u32::from_be_bytes(png[16..20].try_into().unwrap())
+        });
+        assert_eq!(widths.collect::<Vec<_>>(), [200, 300], "{preload}");
+        assert_eq!(answer["result"]["isError"], true);
+        assert_eq!(answer["result"]["structuredContent"]["stderr"], "");
+    }
+}

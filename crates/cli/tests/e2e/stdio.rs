@@ -1,0 +1,39 @@
+//! The stdio door.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::client::program;
+
+#[test]
+fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
+    let mut child = program().arg("stdio").env("PRELOAD", "core").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut send = |message: Value| writeln!(input, "{message}").unwrap();
+    let mut answer = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).expect("only messages on stdout");
+    send(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}));
+    assert_eq!(answer()["id"], 1);
+    send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
+    let code = "import os, subprocess\nos.write(1, b'{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\\n')\nsubprocess.run(['echo', 'sub'])\nos.write(2, b'e')";
+    send(json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "execute_python", "arguments": {"code": code}}}));
+    let result = answer();
+    assert_eq!(result["id"], 2);
+    assert_eq!(result["result"]["structuredContent"]["stdout"], "{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\nsub\n");
+    assert_eq!(result["result"]["structuredContent"]["stderr"], "e");
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_first_message_that_is_no_opening_ends_with_a_clear_error() {
+    let mut child = program().arg("stdio").env("PRELOAD", "core").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let call = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "get_environment_info"}});
+    writeln!(child.stdin.take().unwrap(), "{call}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("code-interpreter: "));
+}

@@ -1,5 +1,6 @@
 # Loads the harness from a descriptor (a JSON object: module name -> source) and starts the zygote.
 # Passed with `python -I -S -B -c`, so nothing of ours is on the module path or on disk where user code could change it.
+import builtins
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ class HarnessFinder:
         return None
 
     def exec_module(self, module):
+        # A copy: what user code does to its builtins must not reach ours.
+        module.__dict__["__builtins__"] = dict(vars(builtins))
         exec(compile(self.sources[module.__name__], f"<harness {module.__name__}>", "exec"), module.__dict__)
 
 

@@ -73,15 +73,18 @@ def _execute(code, namespace):
     if not (body.co_flags | (last.co_flags if last else 0)) & inspect.CO_COROUTINE:
         eval(body, namespace)
         return eval(last, namespace) if last else None
-    # One event loop for the whole cell: a task made above is awaited below.
     import asyncio
 
-    with asyncio.Runner() as loop:
-        for part in (body, last):
-            value = eval(part, namespace) if part else None
-            if part and part.co_flags & inspect.CO_COROUTINE:
-                value = loop.run(value)
-        return value
+    return asyncio.run(_in_one_loop(body, last, namespace))
+
+
+async def _in_one_loop(body, last, namespace):
+    """The whole cell inside one event loop: a task made above is awaited below."""
+    for part in (body, last):
+        value = eval(part, namespace) if part else None
+        if part and part.co_flags & inspect.CO_COROUTINE:
+            value = await value
+    return value
 
 
 def _guarded(figures, action):

@@ -3,9 +3,9 @@
 What is sent here is content, never authority: the supervisor keeps its own clock and counts, and cuts off a kernel
 that breaks the framing."""
 
-import json
 import os
 import struct
+from json import dumps, loads
 
 READY, STDOUT, STDERR, IMAGE, END, SYNC = b"R", b"O", b"E", b"I", b"Z", b"S"
 
@@ -23,13 +23,13 @@ class Channel:
             data = data[os.write(self.fd, data) :]
 
     def send_json(self, kind, value):
-        self.send(kind, json.dumps(value).encode())
+        self.send(kind, dumps(value).encode())
 
     def receive(self):
         """The next job, or None when the supervisor has gone."""
         header = self._read(_LENGTH.size)
         body = header and self._read(_LENGTH.unpack(header)[0])
-        return json.loads(body) if body else None
+        return loads(body) if body else None
 
     def sync(self):
         """Waits until the supervisor has taken everything from the raw pipes."""

@@ -1,6 +1,7 @@
 """Matplotlib figures become images, at plt.show() and at the end of a cell, each once and in order."""
 
 import io
+import os
 import sys
 
 from harness_channel import IMAGE
@@ -77,13 +78,27 @@ class Figures:
         self._output.channel.send(IMAGE, mime_type.encode() + b"\0" + data)
 
 
+def use_own_configuration(directory):
+    """Gives matplotlib a directory it may write to, with the prebuilt font cache in it."""
+    prebuilt = os.environ["MPLCONFIGDIR"]
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for name in os.listdir(prebuilt):
+            os.symlink(os.path.join(prebuilt, name), os.path.join(directory, name))
+    except OSError:  # matplotlib then says so itself and builds its own
+        return
+    os.environ["MPLCONFIGDIR"] = directory
+
+
 class _PyplotFinder:
-    """Runs a hook once `matplotlib.pyplot` has been imported by whoever finds it."""
+    """Waits for a cell to import matplotlib: readies it, and runs a hook once pyplot is there."""
 
     def __init__(self, hook):
         self._hook = hook
 
     def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib":
+            use_own_configuration(os.path.join(os.environ["HOME"], ".matplotlib"))
         if name != "matplotlib.pyplot":
             return None
         sys.meta_path.remove(self)

@@ -6,7 +6,8 @@ so text survives os._exit, a crash and a kill.
 
 Python's text travels as frames, the rest through raw pipes. A frame is only sent when the pipes are empty (else the
 supervisor is first asked to empty them), and the supervisor reads frames before pipes: together that is exact for a
-program that waits for its subprocesses."""
+program that waits for its subprocesses. One exception: a program that has printed hundreds of lines is sent in larger
+pieces, and C code that then writes to a descriptor by itself may come up to 10 ms early."""
 
 import fcntl
 import io

@@ -14,6 +14,7 @@ import socket
 import sys
 import warnings
 
+import harness_figures as figures
 import harness_kernel as kernel
 import harness_linux as linux
 
@@ -51,6 +52,7 @@ def _prepare_interpreter(config):
     sys.path.append(config["site"])
     sys.path.append("")  # the kernel's work directory, last: it can't shadow anything
     sys.argv = ["<cell>"]
+    figures.use_own_configuration(config["matplotlib"])
     # `-S` leaves these out; people and models expect them.
     import _sitebuiltins
 

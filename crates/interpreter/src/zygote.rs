@@ -198,6 +198,7 @@ impl Family {
             "config": {
                 "supervisor": sandbox::process_id(),
                 "site": config.tree.site(),
+                "matplotlib": config.state_dir.join("matplotlib"),
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
                 "stages": stage::describe(config.stages, first_control),

@@ -66,7 +66,7 @@ impl Reaper {
         }
         kernel.handle.signal(Signal::KILL);
         // A child made after the first look shows in the second: a killed process can't fork.
-        proc::children(kernel.pid).is_empty() && (!self.inherits_orphans || self.strays(kernel).is_empty())
+        proc::children(kernel.pid).is_empty() && self.strays(kernel).is_empty()
     }
 
     /// Kills a kernel and its whole tree; comes back when nothing is left. Blocks for milliseconds.

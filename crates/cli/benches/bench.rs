@@ -1,0 +1,184 @@
+//! `make bench`: the release server beside a fresh interpreter doing the same work, in one run, as ratios.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that fails is no measurement")]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+const PRINT: &str = "print(2+3)";
+const DESCRIBE: &str = "import pandas as pd, numpy as np\nprint(pd.DataFrame({'a': np.arange(1000), 'b': np.arange(1000.)}).describe())";
+const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.savefig('p.png')\nplt.close()";
+const FLOOD: &str = "for i in range(10000): print('%099d' % i)";
+const LOAD_SECONDS: f64 = 4.0;
+
+struct Server {
+    child: Child,
+    address: String,
+    started: Instant,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn tree() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/tree").canonicalize().unwrap()
+}
+
+fn start() -> Server {
+    let started = Instant::now();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_code-interpreter"))
+        .arg("serve")
+        .env("PORT", "0")
+        .env("PYTHON_TREE", tree())
+        .env("MAX_CONCURRENCY", "8")
+        .env("SPARE_KERNELS", "2")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| Some(line.split_once("http://")?.1.split_once('/')?.0.to_owned())).unwrap();
+    std::thread::spawn(move || lines.for_each(drop));
+    Server { child, address, started }
+}
+
+async fn connect(address: &str) -> SendRequest<Full<Bytes>> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn call(sender: &mut SendRequest<Full<Bytes>>, tool: &str, arguments: Value) -> Value {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
+    let request = Request::post("/mcp").header("host", "localhost").header("content-type", "application/json");
+    sender.ready().await.unwrap();
+    let response = sender.send_request(request.body(Full::new(Bytes::from(body.to_string()))).unwrap()).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    let data = text.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    let answer: Value = serde_json::from_str(data).unwrap();
+    assert_ne!(answer["result"]["isError"], true, "{answer}");
+    answer
+}
+
+async fn run(sender: &mut SendRequest<Full<Bytes>>, code: &str) {
+    call(sender, "execute_python", json!({"code": code})).await;
+}
+
+async fn warm(sender: &mut SendRequest<Full<Bytes>>, code: &str, times: usize) -> f64 {
+    let mut taken = Vec::new();
+    for _ in 0..times {
+        // The next spare warms itself meanwhile, as it does between the calls of an assistant.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let from = Instant::now();
+        run(sender, code).await;
+        taken.push(from.elapsed().as_secs_f64() * 1e3);
+    }
+    median(taken)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn fresh(code: &str) -> f64 {
+    let tree = tree();
+    let code = format!("import sys; sys.path.append({:?})\n{code}", tree.join("site").display().to_string());
+    let once = || {
+        let from = Instant::now();
+        let mut command = Command::new(tree.join("python/bin/python3"));
+        command.args(["-I", "-B", "-c", &code]).current_dir(std::env::temp_dir());
+        command.env("MPLCONFIGDIR", tree.join("matplotlib")).env("MPLBACKEND", "Agg");
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+        from.elapsed().as_secs_f64() * 1e3
+    };
+    once();
+    median((0..7).map(|_| once()).collect())
+}
+
+async fn load(address: &str, code: &'static str) -> f64 {
+    let from = Instant::now();
+    let clients = (0..8).map(|_| {
+        let address = address.to_owned();
+        tokio::spawn(async move {
+            let mut sender = connect(&address).await;
+            let mut calls = 0.0;
+            while from.elapsed().as_secs_f64() < LOAD_SECONDS {
+                run(&mut sender, code).await;
+                calls += 1.0;
+            }
+            calls
+        })
+    });
+    let mut total = 0.0;
+    for client in clients.collect::<Vec<_>>() {
+        total += client.await.unwrap();
+    }
+    total / from.elapsed().as_secs_f64()
+}
+
+fn resident_mb(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+#[tokio::main]
+async fn main() {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, ours: f64, unit: &str, fresh: Option<f64>| {
+        let ratio = fresh.map(|fresh| fresh / ours);
+        let beside = fresh.map_or(String::new(), |fresh| format!("{fresh:10.2} {unit}  {:8.1}x", fresh / ours));
+        println!("{name:<42} {ours:10.3} {unit:<8}{beside}");
+        rows.push(json!({"name": name, "value": ours, "unit": unit, "fresh": fresh, "ratio": ratio}));
+    };
+    println!("{:<42} {:>10} {:<8}{:>10}", "", "ours", "", "fresh python");
+    let (print, describe, plot) = (fresh(PRINT), fresh(DESCRIBE), fresh(PLOT));
+    for (name, tool, code, fresh) in [
+        ("start to first MCP answer", "get_environment_info", "", None),
+        ("start to first print", "execute_python", PRINT, Some(print)),
+        ("start to first describe", "execute_python", DESCRIBE, Some(describe)),
+    ] {
+        let mut taken = Vec::new();
+        for _ in 0..5 {
+            let server = start();
+            let mut sender = connect(&server.address).await;
+            let arguments = if code.is_empty() { json!({}) } else { json!({"code": code}) };
+            call(&mut sender, tool, arguments).await;
+            taken.push(server.started.elapsed().as_secs_f64() * 1e3);
+        }
+        row(name, median(taken), "ms", fresh);
+    }
+    let server = start();
+    let mut sender = connect(&server.address).await;
+    for code in [PRINT, DESCRIBE, PLOT, "import scipy"] {
+        run(&mut sender, code).await;
+    }
+    row("print(2+3)", warm(&mut sender, PRINT, 60).await, "ms", Some(print));
+    row("pandas describe()", warm(&mut sender, DESCRIBE, 40).await, "ms", Some(describe));
+    row("plot to PNG", warm(&mut sender, PLOT, 15).await, "ms", Some(plot));
+    row("1 MB of stdout in 10,000 lines", warm(&mut sender, FLOOD, 15).await, "ms", None);
+    row("8 clients: print(2+3)", load(&server.address, PRINT).await, "calls/s", None);
+    row("8 clients: describe()", load(&server.address, DESCRIBE).await, "calls/s", None);
+    let before = resident_mb(server.child.id());
+    for _ in 0..3000 {
+        run(&mut sender, PRINT).await;
+    }
+    row("resident memory after 3,000 more calls", resident_mb(server.child.id()), "MB", None);
+    row("  and before them", before, "MB", None);
+    println!("{}", Value::Array(rows));
+}

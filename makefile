@@ -41,7 +41,7 @@ deny: $(UV) ## Check licences, advisories that are known offline, and sources of
 
 bench: tree ## Measure the release server beside a fresh interpreter
 	cargo build --release -p cli
-	cargo bench -p cli
+	cargo bench -p cli --bench bench
 
 settings: ## Print .env.example and the README table from the registry
 	cargo run --quiet -p cli -- settings env > .env.example

@@ -3,6 +3,7 @@ submitted lines and none of ours."""
 
 import ast
 import atexit
+import builtins
 import inspect
 import linecache
 import resource
@@ -22,7 +23,7 @@ _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 def new_main_module():
     """A fresh `__main__`, so that pickling, dataclasses and typing find what the cell defines."""
     module = types.ModuleType("__main__")
-    module.__builtins__ = __builtins__
+    module.__builtins__ = builtins  # the real ones: ours is a copy
     sys.modules["__main__"] = module
     return module.__dict__
 

@@ -26,8 +26,8 @@ _REGION = SHARED_SIZE // 2
 _HEADER = 8
 _CAPACITY = _REGION - _HEADER
 
-# The first writes are sent line by line; a program that prints more than this is sent in larger pieces.
-_EAGER_WRITES = 400
+# The first lines are sent one by one; a program that prints more than this is sent in larger pieces.
+_EAGER_LINES = 256
 _COALESCE_BYTES = 16384
 _COALESCE_SECONDS = 0.01
 
@@ -71,9 +71,9 @@ class _Buffer(io.BufferedIOBase):
                 end = size
             self._bytes[end - size : end] = data
             self._length[0] = self._pending = end
-            output.writes += 1
-            if output.writes < _EAGER_WRITES:
+            if output.lines < _EAGER_LINES:
                 if data[-1:] == b"\n":
+                    output.lines += 1
                     self.send()
             elif end > _COALESCE_BYTES or time.monotonic() - output.last_send > _COALESCE_SECONDS:
                 self.send()
@@ -113,7 +113,7 @@ class Output:
         self.channel = channel
         self.lock = threading.RLock()
         self.raw = False
-        self.last_send = self.writes = 0
+        self.last_send = self.lines = 0
         self.stdout = _Buffer(self, STDOUT, 1, memory[:_REGION])
         self.stderr = _Buffer(self, STDERR, 2, memory[_REGION:])
         self.writer = self.stdout
@@ -155,7 +155,7 @@ class Output:
             self.stderr.send()
 
     def reset(self):
-        self.writes = 0
+        self.lines = 0
         self.last_send = 0
 
     def _before_fork(self):

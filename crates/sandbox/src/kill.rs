@@ -132,10 +132,8 @@ impl Reaper {
             return found;
         }
         let all = proc::all_stats();
-        orphans_of_init(&all, &ancestors(&all, crate::process_id()), kernel.started)
-            .into_iter()
-            .filter(|pid| proc::user_of(*pid) == Some(kernel.uid))
-            .collect()
+        let same_user = |pid| proc::user_of(pid) == Some(kernel.uid);
+        orphans_of_init(&all, &ancestors(&all, crate::process_id()), kernel.started, same_user)
     }
 
     /// Takes the zombie of a stray that became our child.
@@ -161,10 +159,13 @@ fn ancestors(all: &HashMap<i32, Stat>, pid: i32) -> HashSet<i32> {
     found
 }
 
-/// Live processes started since `since` whose chain of parents reaches an heir of orphans through such processes only.
-fn orphans_of_init(all: &HashMap<i32, Stat>, heirs: &HashSet<i32>, since: u64) -> Vec<i32> {
+/// Live processes of the user started since `since` whose chain of parents reaches an heir of orphans through such
+/// processes only.
+fn orphans_of_init(all: &HashMap<i32, Stat>, heirs: &HashSet<i32>, since: u64, same_user: impl Fn(i32) -> bool) -> Vec<i32> {
     let this = crate::process_id();
-    let candidate = |pid: i32| all.get(&pid).filter(|stat| stat.started >= since && pid != this && !heirs.contains(&pid));
+    let candidate = |pid: i32| {
+        all.get(&pid).filter(|stat| stat.started >= since && pid != this && !heirs.contains(&pid) && same_user(pid))
+    };
     let is_orphan = |stat: &Stat| {
         let mut parent = stat.parent;
         for _ in 0..all.len() {
@@ -201,8 +202,10 @@ mod tests {
             process(base + 3, base + 2, 55), // its child
             process(this, base, 10),
             process(base + 4, this, 70),    // below us: found by descent, not here
+            process(base + 5, 1, 80),       // another user's
+            process(base + 6, base + 5, 90), // started by that user for this one
         ]);
-        let mut found = orphans_of_init(&all, &HashSet::from([1]), 40);
+        let mut found = orphans_of_init(&all, &HashSet::from([1]), 40, |pid| pid != base + 5);
         found.sort_unstable();
         assert_eq!(found, [base + 2, base + 3]);
     }

@@ -1,6 +1,6 @@
 //! The tools, each written once: what every door calls.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use interpreter::Engine;
@@ -16,7 +16,7 @@ use crate::environment::{self, EnvironmentInfo, LimitsInfo};
 pub struct Interpreter {
     engine: Engine,
     max_timeout: Duration,
-    packages: Vec<Package>,
+    packages: OnceLock<Vec<Package>>,
 }
 
 /// The answer of `list_preinstalled_packages`.
@@ -42,8 +42,12 @@ pub struct PackageDetail {
 impl Interpreter {
     /// `max_timeout`: the longest a call may ask for.
     pub fn new(engine: Engine, max_timeout: Duration) -> Arc<Self> {
-        let packages = packages::installed(&engine.tree().site());
-        Arc::new(Self { engine, max_timeout, packages })
+        Arc::new(Self { engine, max_timeout, packages: OnceLock::new() })
+    }
+
+    /// Read when first asked for: the first answer of a server must not wait for it.
+    fn packages(&self) -> &[Package] {
+        self.packages.get_or_init(|| packages::installed(&self.engine.tree().site()))
     }
 
     /// The engine.
@@ -72,8 +76,8 @@ impl Interpreter {
             import_name: package.import_name.clone(),
         };
         PackageList {
-            packages: self.packages.iter().map(|package| package.name.clone()).collect(),
-            details: self.packages.iter().map(detail).collect(),
+            packages: self.packages().iter().map(|package| package.name.clone()).collect(),
+            details: self.packages().iter().map(detail).collect(),
         }
     }
 
@@ -83,7 +87,7 @@ impl Interpreter {
         EnvironmentInfo {
             platform: environment::platform(),
             temp_dir: std::env::temp_dir().display().to_string(),
-            installed_packages: self.packages.iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
+            installed_packages: self.packages().iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
             available_memory: environment::available_memory(),
             limits: LimitsInfo::new(&self.engine.limits(), self.max_timeout),
             sandbox: environment::layers(&status),

@@ -170,11 +170,6 @@ impl Server {
         let result = self.run("print(2+3)").await;
         assert_eq!((result["stdout"].as_str(), result["success"].as_bool()), (Some("5\n"), Some(true)), "{result}");
     }
-
-    /// Processes below the server that are neither zygotes nor waiting kernels: those of a user's making.
-    pub(crate) fn processes_named(&self, marker: &str) -> Vec<String> {
-        processes_named(marker)
-    }
 }
 
 /// Command lines of live processes that hold `marker`.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 /// What a tree of processes uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,16 +63,22 @@ pub(crate) fn user_of(pid: i32) -> Option<u32> {
     u32::try_from(field(&status, "Uid:")).ok()
 }
 
+/// Whether the kernel keeps lists of children (`CONFIG_PROC_CHILDREN`).
+static LISTS_CHILDREN: LazyLock<bool> =
+    LazyLock::new(|| std::path::Path::new(&format!("/proc/self/task/{}/children", crate::process_id())).exists());
+
 /// Direct children, from the kernel's own list; from a scan where it keeps none.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
+    if !*LISTS_CHILDREN {
+        return all_stats().into_values().filter(|stat| stat.parent == pid).map(|stat| stat.pid).collect();
+    }
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let mut found = Vec::new();
     for thread in threads.flatten() {
         let path: PathBuf = thread.path().join("children");
-        match std::fs::read_to_string(&path) {
-            Ok(list) => found.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok())),
-            Err(_) if thread.path().exists() => return all_stats().into_values().filter(|s| s.parent == pid).map(|s| s.pid).collect(),
-            Err(_) => {}
+        // An error means that the thread has ended: its children have gone to another.
+        if let Ok(list) = std::fs::read_to_string(&path) {
+            found.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
         }
     }
     found

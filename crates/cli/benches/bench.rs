@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
 const PRINT: &str = "print(2+3)";
-const DESCRIBE: &str = "import pandas as pd, numpy as np\nprint(pd.DataFrame({'a': np.arange(1000), 'b': np.arange(1000.)}).describe())";
+const DESCRIBE: &str =
+    "import pandas as pd, numpy as np\nprint(pd.DataFrame({'a': np.arange(1000), 'b': np.arange(1000.)}).describe())";
 const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.savefig('p.png')\nplt.close()";
 const FLOOD: &str = "for i in range(10000): print('%099d' % i)";
 const LOAD_SECONDS: f64 = 4.0;

@@ -63,10 +63,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("LOG").unwrap_or_else(|_| "warn,cli=info,server=info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    if let Err(error) = dotenv {
-        if !error.not_found() {
-            return fail(&format!(".env: {error}"));
-        }
+    if let Err(error) = dotenv
+        && !error.not_found()
+    {
+        return fail(&format!(".env: {error}"));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

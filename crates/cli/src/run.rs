@@ -57,7 +57,10 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
         call.insert("timeout".to_owned(), serde_json::Number::from_f64(seconds).map_or(Value::Null, Value::Number));
     }
     if let Some(text) = &arguments.input_data {
-        call.insert("input_data".to_owned(), serde_json::from_str(text).map_err(|error| format!("--input-data: not JSON: {error}"))?);
+        call.insert(
+            "input_data".to_owned(),
+            serde_json::from_str(text).map_err(|error| format!("--input-data: not JSON: {error}"))?,
+        );
     }
     let request = interpreter.check(call).map_err(|error| error.to_string())?;
     let live = !arguments.json;

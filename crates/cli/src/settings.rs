@@ -92,7 +92,10 @@ impl EngineSettings {
         }
         let timeout = seconds("DEFAULT_TIMEOUT", self.default_timeout)?;
         if timeout > self.max_timeout()? {
-            return Err(format!("DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {}", self.max_timeout, self.default_timeout));
+            return Err(format!(
+                "DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {}",
+                self.max_timeout, self.default_timeout
+            ));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(EngineConfig {

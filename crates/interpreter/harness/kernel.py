@@ -8,6 +8,7 @@ import resource
 import select
 import signal
 import sys
+from json import dumps, loads
 
 import harness_cell as cell
 import harness_linux as linux
@@ -136,8 +137,9 @@ def _warm(output, code):
     """Runs a dummy cell with its output thrown away, and leaves nothing of it behind."""
     channel, output.channel = output.channel, _Muted()
     figures = Figures(output)
-    cell.run_cell(code, cell.new_main_module(), figures, output)
+    report = cell.run_cell(code, cell.new_main_module(), figures, output)
     output.finish()
+    loads(dumps({"code": code, "input_data": None, "report": report, "seconds": 1.5}))
     output.reset()
     output.channel = channel
 

@@ -24,6 +24,9 @@ const FIRST_KERNEL_USER: u32 = 64_000;
 const KERNEL_USERS: u64 = 1000;
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
+/// When the next spare is started after one is taken: most calls are over by then, and a fork beside them costs them
+/// more than it gains.
+const REFILL_DELAY: Duration = Duration::from_millis(3);
 /// How long the first stage may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// After a family died: a broken tree must not be tried in a tight loop.
@@ -194,6 +197,13 @@ impl Engine {
         let Ok(kernel) = taken else {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
         };
+        let later = Arc::downgrade(inner);
+        tokio::spawn(async move {
+            tokio::time::sleep(REFILL_DELAY).await;
+            if let Some(inner) = later.upgrade() {
+                Inner::refill(&inner, stage);
+            }
+        });
         outcome(kernel.run(request, inner.cores, on_output).await, request)
     }
 
@@ -341,10 +351,10 @@ impl Inner {
         loop {
             let mut generation = self.generation.subscribe();
             let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(family) = family {
-                if family.links[stage].ready().await {
-                    return family.links[stage].clone();
-                }
+            if let Some(family) = family
+                && family.links[stage].ready().await
+            {
+                return family.links[stage].clone();
             }
             let _ = generation.changed().await;
         }
@@ -406,7 +416,9 @@ fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
     let mut warnings = Vec::new();
     if truncated {
         let cap = limits.output_cap_bytes;
-        warnings.push(format!("output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"));
+        warnings.push(format!(
+            "output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"
+        ));
     }
     if images_dropped > 0 {
         warnings.push(format!("{images_dropped} images were left out: together they were too large"));
@@ -428,7 +440,9 @@ fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
                     (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line }), 1)
                 }
                 (None, None | Some(0)) => (None, 0),
-                (None, Some(code)) => (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code)),
+                (None, Some(code)) => {
+                    (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
+                }
             }
         }
         Ending::Died(Some(status)) if status >= 0 => {
@@ -444,15 +458,24 @@ fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         Ending::Killed(code) => {
             let message = match code {
                 ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
-                ErrorCode::MemoryLimit => format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20),
-                ErrorCode::OutputLimit => format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes),
+                ErrorCode::MemoryLimit => {
+                    format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20)
+                }
+                ErrorCode::OutputLimit => {
+                    format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
+                }
                 _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
             };
             (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
         }
-        Ending::BrokeFraming => {
-            (Some(plain_error(ErrorCode::Crashed, "protocol", "the process wrote to the interpreter's own channel and was ended".to_owned())), 137)
-        }
+        Ending::BrokeFraming => (
+            Some(plain_error(
+                ErrorCode::Crashed,
+                "protocol",
+                "the process wrote to the interpreter's own channel and was ended".to_owned(),
+            )),
+            137,
+        ),
     };
     let result = ExecutionResult {
         success: error.is_none(),

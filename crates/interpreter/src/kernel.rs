@@ -27,7 +27,7 @@ pub(crate) const SHARED_SIZE: u64 = 1 << 16;
 const SHARED_HEADER: u64 = 8;
 /// How often memory and processes of a run are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
-/// Above the limit by this much and the run is killed: what is below is left to Python's own MemoryError.
+/// Above the limit by this much and the run is killed: what is below is left to Python's own `MemoryError`.
 const MEMORY_SLACK_BYTES: u64 = 16 << 20;
 /// How long the zygote may take to report a dead kernel's status.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
@@ -104,10 +104,10 @@ impl Drop for Remains {
 fn remove_directory(directory: &std::path::Path) {
     if std::fs::remove_dir_all(directory).is_err() {
         open_for_removal(directory);
-        if let Err(error) = std::fs::remove_dir_all(directory) {
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(directory = %directory.display(), %error, "a kernel's directory could not be removed");
-            }
+        if let Err(error) = std::fs::remove_dir_all(directory)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(directory = %directory.display(), %error, "a kernel's directory could not be removed");
         }
     }
 }
@@ -297,7 +297,12 @@ impl Kernel {
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut more = false;
         loop {
-            if !more {
+            if more {
+                tokio::task::yield_now().await;
+                if Instant::now() >= deadline {
+                    return Ending::Killed(ErrorCode::Timeout);
+                }
+            } else {
                 tokio::select! {
                     biased;
                     () = clock.as_mut() => return Ending::Killed(ErrorCode::Timeout),
@@ -307,11 +312,6 @@ impl Kernel {
                         }
                     }
                     () = self.something_to_read() => {}
-                }
-            } else {
-                tokio::task::yield_now().await;
-                if Instant::now() >= deadline {
-                    return Ending::Killed(ErrorCode::Timeout);
                 }
             }
             match self.drain(limits, collected) {

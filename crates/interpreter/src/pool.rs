@@ -1,6 +1,7 @@
 //! Spare kernels of one stage.
 //!
-//! Rule: as soon as a spare is taken the next one is asked for, so that a call finds one ready.
+//! Rule: a call finds a spare ready; the next one is started when the call is over or has run for a while, so that the
+//! two don't fight for a core.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,23 +39,24 @@ impl Pool {
         Self { target, state: Mutex::default(), available: Semaphore::new(0) }
     }
 
-    /// Takes a kernel, waiting for one if need be; `refill` is called when more must be started.
+    /// Takes a kernel, waiting for one if need be; `refill` is called when there is none.
     pub(crate) async fn take(&self, refill: impl Fn()) -> Kernel {
         loop {
             self.lock().waiting += 1;
             let waiter = Waiter(self);
-            refill();
+            if self.ready() == 0 {
+                refill();
+            }
             // The semaphore is never closed.
             if let Ok(permit) = self.available.acquire().await {
                 permit.forget();
             }
             drop(waiter);
             let kernel = self.lock().ready.pop_front();
-            if let Some(kernel) = kernel {
-                if kernel.is_alive() {
-                    refill();
-                    return kernel;
-                }
+            if let Some(kernel) = kernel
+                && kernel.is_alive()
+            {
+                return kernel;
             }
         }
     }

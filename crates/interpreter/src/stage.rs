@@ -22,7 +22,18 @@ pub(crate) struct Stage {
 pub(crate) const STAGES: [Stage; 4] = [
     Stage {
         name: "core",
-        imports: &["collections", "dataclasses", "datetime", "decimal", "functools", "itertools", "math", "random", "re", "statistics"],
+        imports: &[
+            "collections",
+            "dataclasses",
+            "datetime",
+            "decimal",
+            "functools",
+            "itertools",
+            "math",
+            "random",
+            "re",
+            "statistics",
+        ],
         mentions: &[],
         zygote_warm: "import warnings; import inspect; import tempfile",
         kernel_warm: "",

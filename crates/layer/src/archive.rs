@@ -1,4 +1,4 @@
-//! Puts a local CPython into the archive layout of the standalone builds (`python/bin`, `python/lib`), so that one
+//! Puts a local `CPython` into the archive layout of the standalone builds (`python/bin`, `python/lib`), so that one
 //! code path installs either, and describes an archive to uv.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::run::run;
 const LEFT_OUT: [&str; 8] =
     ["site-packages", "dist-packages", "__pycache__", "test", "idlelib", "turtledemo", "ensurepip", "pydoc_data"];
 
-/// An archive of a CPython, wherever it comes from.
+/// An archive of a `CPython`, wherever it comes from.
 #[derive(Debug)]
 pub(crate) struct Archive {
     /// A path or a URL.

@@ -1,4 +1,4 @@
-//! Builds the Python tree: a CPython, the data-science stack, its bytecode and matplotlib's font cache.
+//! Builds the Python tree: a `CPython`, the data-science stack, its bytecode and matplotlib's font cache.
 //!
 //! Rule: one code path. Wherever the interpreter comes from, it arrives as an archive in the layout of the standalone
 //! builds and is installed by `uv python install`; the archive's address is the only difference. What is tested

@@ -1,4 +1,4 @@
-//! Finds a CPython on this machine, for when the standalone builds can't be downloaded.
+//! Finds a `CPython` on this machine, for when the standalone builds can't be downloaded.
 //!
 //! Rule: ask every candidate what it is by running it; a name or a path proves nothing (shims, broken links).
 
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-/// Minor versions of CPython 3 the lock covers, the wanted one first, then the newest.
+/// Minor versions of `CPython` 3 the lock covers, the wanted one first, then the newest.
 pub(crate) const SUPPORTED_MINORS: [u32; 4] = [13, 12, 14, 11];
 
 /// Prints what `archive` needs to know, as JSON, in any supported Python.
@@ -22,7 +22,7 @@ print(json.dumps({
 }))
 ";
 
-/// A CPython that answered.
+/// A `CPython` that answered.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) struct LocalPython {
     implementation: String,
@@ -49,7 +49,7 @@ impl LocalPython {
     }
 }
 
-/// The best CPython in PATH, among uv's own installs and pyenv's.
+/// The best `CPython` in PATH, among uv's own installs and pyenv's.
 pub(crate) fn find() -> Option<LocalPython> {
     choose(candidates().iter().filter_map(|path| describe(path)))
 }

@@ -16,7 +16,7 @@ use crate::{BuildError, local_python};
 /// Changes when the recipe below does, so that older trees are remade.
 const RECIPE: &str = "1";
 
-/// The standalone CPython that is asked for first.
+/// The standalone `CPython` that is asked for first.
 const WANTED_PYTHON: &str = "3.13";
 
 /// Where things are and where the interpreter comes from.
@@ -31,7 +31,7 @@ pub(crate) struct TreeOptions {
     /// Where the tree goes.
     #[arg(long, default_value = "build/tree")]
     out: PathBuf,
-    /// An archive of a standalone CPython (path or URL) to use instead of looking for one.
+    /// An archive of a standalone `CPython` (path or URL) to use instead of looking for one.
     #[arg(long, env = "PYTHON_ARCHIVE")]
     python_archive: Option<String>,
 }
@@ -61,7 +61,10 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     say("building matplotlib's font cache");
     font_cache(&tree, &python)?;
 
-    let version = run("asking the interpreter's version", Command::new(&python).args(["-I", "-c", "import platform; print(platform.python_version())"]))?;
+    let version = run(
+        "asking the interpreter's version",
+        Command::new(&python).args(["-I", "-c", "import platform; print(platform.python_version())"]),
+    )?;
     let text = json!({"stamp": stamp, "python_version": version.trim(), "python_source": source});
     let file = tree.join("tree.json");
     std::fs::write(&file, format!("{text:#}\n")).map_err(BuildError::io(&file))?;
@@ -83,7 +86,7 @@ fn stamp(lock: &[u8], archive: Option<&str>) -> String {
     format!("{:x}", hash.finalize())
 }
 
-/// Puts a CPython at `tree/python` and says where it was taken from.
+/// Puts a `CPython` at `tree/python` and says where it was taken from.
 fn install_interpreter(options: &TreeOptions, work: &Path, tree: &Path, say: &mut dyn FnMut(&str)) -> Result<String, BuildError> {
     let installs = work.join("installs");
     let uv_install = |what: &str, extra: &[&str], key: &str| {

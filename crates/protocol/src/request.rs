@@ -57,7 +57,11 @@ impl CellRequest {
     ///
     /// # Errors
     /// The first argument that is missing, unknown, of the wrong type or out of bounds.
-    pub fn from_arguments(mut arguments: Map<String, Value>, defaults: Limits, max_timeout: Duration) -> Result<Self, ArgumentError> {
+    pub fn from_arguments(
+        mut arguments: Map<String, Value>,
+        defaults: Limits,
+        max_timeout: Duration,
+    ) -> Result<Self, ArgumentError> {
         let code = match arguments.remove("code") {
             Some(Value::String(code)) => code,
             Some(other) => return Err(wrong_type("code", "a string of Python source", &other)),

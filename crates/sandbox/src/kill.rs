@@ -138,10 +138,11 @@ impl Reaper {
 
     /// Takes the zombie of a stray that became our child.
     fn reap(&self, pid: i32) {
-        if self.inherits_orphans && !self.own_children.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid) {
-            if let Some(pid) = Pid::from_raw(pid) {
-                let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
-            }
+        if self.inherits_orphans
+            && !self.own_children.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
 }
@@ -163,9 +164,8 @@ fn ancestors(all: &HashMap<i32, Stat>, pid: i32) -> HashSet<i32> {
 /// processes only.
 fn orphans_of_init(all: &HashMap<i32, Stat>, heirs: &HashSet<i32>, since: u64, same_user: impl Fn(i32) -> bool) -> Vec<i32> {
     let this = crate::process_id();
-    let candidate = |pid: i32| {
-        all.get(&pid).filter(|stat| stat.started >= since && pid != this && !heirs.contains(&pid) && same_user(pid))
-    };
+    let candidate =
+        |pid: i32| all.get(&pid).filter(|stat| stat.started >= since && pid != this && !heirs.contains(&pid) && same_user(pid));
     let is_orphan = |stat: &Stat| {
         let mut parent = stat.parent;
         for _ in 0..all.len() {
@@ -196,13 +196,13 @@ mod tests {
         let base = 1_000_000_000;
         let all = HashMap::from([
             process(1, 0, 0),
-            process(base, 1, 5),            // an older daemon
-            process(base + 1, base, 60),    // its new child: not ours
-            process(base + 2, 1, 50),       // an orphan
+            process(base, 1, 5),             // an older daemon
+            process(base + 1, base, 60),     // its new child: not ours
+            process(base + 2, 1, 50),        // an orphan
             process(base + 3, base + 2, 55), // its child
             process(this, base, 10),
-            process(base + 4, this, 70),    // below us: found by descent, not here
-            process(base + 5, 1, 80),       // another user's
+            process(base + 4, this, 70),     // below us: found by descent, not here
+            process(base + 5, 1, 80),        // another user's
             process(base + 6, base + 5, 90), // started by that user for this one
         ]);
         let mut found = orphans_of_init(&all, &HashSet::from([1]), 40, |pid| pid != base + 5);

@@ -10,7 +10,9 @@ mod proc;
 mod spawn;
 mod supervisor;
 
-pub use descriptors::{ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched};
+pub use descriptors::{
+    ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,
+};
 pub use kill::{KernelProcess, Reaper};
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
 pub use spawn::{ChildDescriptor, spawn};

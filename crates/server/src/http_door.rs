@@ -92,7 +92,8 @@ where
 /// True unless the client says that it takes JSON only.
 fn accepts_events(request: &Request) -> bool {
     let mut accepted = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    accepted.peek().is_none() || accepted.any(|value| value.contains("text/event-stream") || value.contains("*/*") || value.contains("text/*"))
+    accepted.peek().is_none()
+        || accepted.any(|value| value.contains("text/event-stream") || value.contains("*/*") || value.contains("text/*"))
 }
 
 /// Gives events their name, and every refusal the form of a JSON-RPC error.
@@ -123,16 +124,21 @@ fn name_event(data: Bytes) -> Bytes {
 
 async fn refusal(response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
-    let text = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let text = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let (status, code, message) = match (parts.status, text.strip_prefix("fail to deserialize request body")) {
-        (_, Some(reason)) if reason.contains("expected") && reason.contains("line") || reason.contains("EOF") || reason.contains("surrogate") => {
+        (_, Some(reason))
+            if reason.contains("expected") && reason.contains("line")
+                || reason.contains("EOF")
+                || reason.contains("surrogate") =>
+        {
             (StatusCode::BAD_REQUEST, -32700, format!("Parse error: the body is not valid JSON:{reason}"))
         }
         (_, Some(_)) => (
             StatusCode::BAD_REQUEST,
             -32600,
-            "Invalid Request: the body must be one JSON-RPC 2.0 message: an object with jsonrpc, method and, for a request, id".to_owned(),
+            "Invalid Request: the body must be one JSON-RPC 2.0 message: an object with jsonrpc, method and, for a request, id"
+                .to_owned(),
         ),
         (status, None) if text.is_empty() => (status, -32000, status.canonical_reason().unwrap_or("refused").to_owned()),
         (status, None) => (status, -32000, text.into_owned()),

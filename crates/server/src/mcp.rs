@@ -129,9 +129,11 @@ impl McpServer {
             }
         };
         let mut result = structured(&outcome.result, outcome.result.success)?;
-        result.content.extend(outcome.images.iter().map(|image| {
-            ContentBlock::image(base64::engine::general_purpose::STANDARD.encode(&image.bytes), image.mime_type)
-        }));
+        result.content.extend(
+            outcome.images.iter().map(|image| {
+                ContentBlock::image(base64::engine::general_purpose::STANDARD.encode(&image.bytes), image.mime_type)
+            }),
+        );
         Ok(result)
     }
 }

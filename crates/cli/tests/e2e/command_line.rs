@@ -18,7 +18,10 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn output_value_and_error_go_where_a_person_expects_them() {
     let output = run(&["--code", "import sys\nprint('out')\nprint('err', file=sys.stderr)\n2+3"]);
-    assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(0), "out\n5\n".to_owned(), "err\n".to_owned()));
+    assert_eq!(
+        (output.status.code(), text(&output.stdout), text(&output.stderr)),
+        (Some(0), "out\n5\n".to_owned(), "err\n".to_owned())
+    );
     let output = run(&["--code", "1/0"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).ends_with("ZeroDivisionError: division by zero\n"));

@@ -80,12 +80,7 @@ const PROGRAMS: &[Hostile] = &[
         "crashed",
         137,
     ),
-    hostile(
-        "every descriptor closed",
-        "import os; os.closerange(0, 4096)\nwhile True: pass",
-        "timeout",
-        124,
-    ),
+    hostile("every descriptor closed", "import os; os.closerange(0, 4096)\nwhile True: pass", "timeout", 124),
 ];
 
 async fn survive(home: Home) {

@@ -33,7 +33,9 @@ async fn a_bare_call_is_answered_on_every_path_as_a_named_event() {
 #[tokio::test]
 async fn the_accept_header_is_read_leniently() {
     let server = Server::start();
-    for (accept, event) in [("*/*", true), ("application/json", false), ("text/event-stream", true), ("application/json, text/event-stream", true)] {
+    for (accept, event) in
+        [("*/*", true), ("application/json", false), ("text/event-stream", true), ("application/json, text/event-stream", true)]
+    {
         let (status, body) = server.request("POST", "/mcp", &[JSON, ("accept", accept)], call("1")).await;
         assert_eq!((status, body.starts_with("event: message\n")), (200, event), "{accept}: {body}");
         assert_eq!(last_event(&body)["result"]["structuredContent"]["result"], "1");
@@ -74,7 +76,11 @@ async fn malformed_posts_get_json_rpc_errors() {
         ("", 400, -32700),
         ("[]", 400, -32600),
         ("{\"a\": 1}", 400, -32600),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_python","arguments":{"code":"a\ud800"}}}"#, 400, -32700),
+        (
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_python","arguments":{"code":"a\ud800"}}}"#,
+            400,
+            -32700,
+        ),
     ] {
         let (got, answer) = server.request("POST", "/mcp", &[JSON], body).await;
         let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{body}: {answer}"));
@@ -98,7 +104,10 @@ async fn bad_arguments_are_invalid_params_that_name_the_field() {
         (json!({"code": null}), "code: must be a string of Python source, not null"),
         (json!({"code": "1", "timeout": -1}), "timeout: must be more than 0 and at most 120 seconds, not -1"),
         (json!({"code": "1", "timeout": "9"}), "timeout: must be a number of seconds, not a string"),
-        (json!({"code": "1", "session_id": ["a"]}), "session_id: is not an argument of execute_python; it takes code, timeout and input_data"),
+        (
+            json!({"code": "1", "session_id": ["a"]}),
+            "session_id: is not an argument of execute_python; it takes code, timeout and input_data",
+        ),
     ] {
         let answer = server.call("execute_python", arguments).await;
         assert_eq!((answer["error"]["code"].as_i64(), answer["error"]["message"].as_str()), (Some(-32602), Some(message)));
@@ -119,7 +128,8 @@ async fn foreign_hosts_and_origins_are_refused_and_configurable() {
     assert_eq!(status, 200);
     let settings = [("PRELOAD", "core"), ("ALLOWED_HOSTS", "*"), ("ALLOWED_ORIGINS", "https://app.example:443")];
     let server = Server::with(Home::Caller, &settings);
-    let (status, _) = server.request("POST", "/mcp", &[JSON, ("host", "x.example"), ("origin", "https://app.example")], call("1")).await;
+    let (status, _) =
+        server.request("POST", "/mcp", &[JSON, ("host", "x.example"), ("origin", "https://app.example")], call("1")).await;
     assert_eq!(status, 200);
 }
 
@@ -138,7 +148,11 @@ async fn output_streams_as_progress_when_a_token_is_given() {
     let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
         "name": "execute_python", "arguments": {"code": code}, "_meta": {"progressToken": "p"}}});
     let (_, stream) = server.request("POST", "/mcp", &[JSON], body.to_string()).await;
-    let events = stream.lines().filter_map(|line| line.strip_prefix("data: {")).map(|rest| serde_json::from_str(&format!("{{{rest}")).unwrap()).collect::<Vec<Value>>();
+    let events = stream
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: {"))
+        .map(|rest| serde_json::from_str(&format!("{{{rest}")).unwrap())
+        .collect::<Vec<Value>>();
     let notes = events.iter().filter(|event| event["method"] == "notifications/progress").collect::<Vec<_>>();
     let lines = notes.iter().map(|note| note["params"]["message"].as_str().unwrap()).collect::<Vec<_>>().join("\n");
     assert_eq!(lines, "line 0\nline 1\nline 2", "{stream}");
@@ -173,7 +187,10 @@ async fn a_client_that_goes_away_cancels_its_run() {
 
 #[tokio::test]
 async fn hanging_calls_leave_the_other_doors_open_and_a_full_queue_says_busy() {
-    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_CONCURRENCY", "1"), ("MAX_QUEUE", "1"), ("DEFAULT_TIMEOUT", "4")]);
+    let server = Server::with(
+        Home::Caller,
+        &[("PRELOAD", "core"), ("MAX_CONCURRENCY", "1"), ("MAX_QUEUE", "1"), ("DEFAULT_TIMEOUT", "4")],
+    );
     let (hang, body) = ("while True: pass", call("print('waited')"));
     let hanging = server.run(hang);
     let rest = async {
@@ -227,7 +244,9 @@ async fn the_smoke_test_passes_here_and_fails_elsewhere() {
     let server = Server::start();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../test_deployment.sh");
     let smoke = |address: String| async move {
-        tokio::task::spawn_blocking(move || std::process::Command::new("bash").arg(script).arg(address).output().unwrap()).await.unwrap()
+        tokio::task::spawn_blocking(move || std::process::Command::new("bash").arg(script).arg(address).output().unwrap())
+            .await
+            .unwrap()
     };
     let output = smoke(format!("http://{}", server.address)).await;
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

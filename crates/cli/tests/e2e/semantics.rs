@@ -79,7 +79,10 @@ async fn tracebacks_show_the_cells_lines_and_none_of_ours() {
     let server = Server::start();
     let result = server.run("def f(x):\n    return 1 / x\n\nprint('before')\nf(0)").await;
     let error = &result["error"];
-    assert_eq!((error["code"].as_str(), error["type"].as_str(), error["line"].as_u64()), (Some("python_error"), Some("ZeroDivisionError"), Some(2)));
+    assert_eq!(
+        (error["code"].as_str(), error["type"].as_str(), error["line"].as_u64()),
+        (Some("python_error"), Some("ZeroDivisionError"), Some(2))
+    );
     let traceback = error["traceback"].as_str().unwrap();
     assert!(traceback.starts_with("Traceback (most recent call last):\n  File \"<cell>\", line 5"), "{traceback}");
     assert!(traceback.contains("return 1 / x") && !traceback.contains("harness"), "{traceback}");
@@ -102,7 +105,10 @@ async fn python_habits_work() {
         ("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()", "late\n"),
         ("import multiprocessing as m\nwith m.Pool(2) as p: print(p.map(abs, [-1, -2]))", "[1, 2]\n"),
         ("from concurrent.futures import ThreadPoolExecutor as T\nwith T(4) as t: print(sum(t.map(abs, range(9))))", "36\n"),
-        ("import dataclasses, pickle\n@dataclasses.dataclass\nclass A: x: int\nprint(pickle.loads(pickle.dumps(A(1))))", "A(x=1)\n"),
+        (
+            "import dataclasses, pickle\n@dataclasses.dataclass\nclass A: x: int\nprint(pickle.loads(pickle.dumps(A(1))))",
+            "A(x=1)\n",
+        ),
         ("open('m.py', 'w').write('x = 5')\nimport m; print(m.x)", "5\n"),
         ("import tempfile, os\nprint(tempfile.gettempdir() == os.getcwd() == os.environ['HOME'])", "True\n"),
         ("import warnings; warnings.warn('w'); print('x' * 3)", "xxx\n"),

@@ -19,7 +19,9 @@ fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
     assert_eq!(answer()["id"], 1);
     send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
     let code = "import os, subprocess\nos.write(1, b'{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\\n')\nsubprocess.run(['echo', 'sub'])\nos.write(2, b'e')";
-    send(json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "execute_python", "arguments": {"code": code}}}));
+    send(
+        json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "execute_python", "arguments": {"code": code}}}),
+    );
     let result = answer();
     assert_eq!(result["id"], 2);
     assert_eq!(result["result"]["structuredContent"]["stdout"], "{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\nsub\n");
@@ -30,7 +32,14 @@ fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
 
 #[test]
 fn a_first_message_that_is_no_opening_ends_with_a_clear_error() {
-    let mut child = program().arg("stdio").env("PRELOAD", "core").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program()
+        .arg("stdio")
+        .env("PRELOAD", "core")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let call = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "get_environment_info"}});
     writeln!(child.stdin.take().unwrap(), "{call}").unwrap();
     let output = child.wait_with_output().unwrap();

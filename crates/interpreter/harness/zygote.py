@@ -43,8 +43,11 @@ def main(config):
             continue
         for later in stages[index + 1 :]:
             os.close(later["control_fd"])
-        control.send(_message(ready=stage["name"], missing=missing, protection=protection, pid=os.getpid()))
-        _serve(control, stage["kernel_warm"])
+        try:
+            control.send(_message(ready=stage["name"], missing=missing, protection=protection, pid=os.getpid()))
+            _serve(control, stage["kernel_warm"])
+        except ConnectionError:  # the supervisor has ended
+            os._exit(0)
 
 
 def _prepare_interpreter(config):

@@ -335,6 +335,8 @@ impl Inner {
                 while let Some(inner) = weak.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
                     match inner.start_kernel(stage).await {
                         Ok(kernel) => return inner.pools[stage].arrived(kernel),
+                        // The zygotes end with the engine: no news.
+                        Err(_) if inner.stopping.load(Ordering::Relaxed) => return,
                         Err(error) => {
                             tracing::warn!(error, stage = STAGES[stage].name, "a kernel could not be started");
                             drop(inner);

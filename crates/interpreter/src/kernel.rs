@@ -217,7 +217,10 @@ impl Kernel {
                 Ok(false) => {
                     let mut text = vec![0; 4096];
                     let length = rustix::io::read(self.stderr.get_ref(), &mut text).unwrap_or(0);
-                    tracing::error!(stderr = %String::from_utf8_lossy(&text[..length]), "a kernel died before it was ready");
+                    // Without a word it was ended with its zygote.
+                    if length > 0 {
+                        tracing::error!(stderr = %String::from_utf8_lossy(&text[..length]), "a kernel died before it was ready");
+                    }
                     return false;
                 }
                 Err(_) => {}

@@ -28,6 +28,13 @@ fn output_value_and_error_go_where_a_person_expects_them() {
 }
 
 #[test]
+fn the_end_of_the_engine_says_nothing_on_stderr() {
+    for _ in 0..20 {
+        assert_eq!(text(&run(&["--code", "pass"]).stderr), "");
+    }
+}
+
+#[test]
 fn exit_codes_tell_how_it_ended() {
     assert_eq!(run(&["--code", "while True: pass", "--timeout", "0.5"]).status.code(), Some(124));
     assert_eq!(run(&["--code", "import sys; sys.exit(3)"]).status.code(), Some(3));

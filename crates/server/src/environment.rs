@@ -1,6 +1,7 @@
 //! What `get_environment_info` and `/health` say about the machine and its protections.
 //!
-//! Rule: never claim a layer that is not active. Each one here is what a call to the kernel answered.
+//! Rule: never claim a layer that is not active. What a kernel may refuse is reported as it answered; the three that are
+//! always active hold by construction, and the end-to-end tests hold them to it.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-"""A kernel: the forked process that runs a cell. It builds its own cage before it can see any user code, warms itself
-so that the first page faults are off the call's path, says it is ready, and waits for its job."""
+"""A kernel: the forked process that runs a cell. It builds its own cage before it can see any user code, says it is
+ready, and waits for its job. While it waits it warms itself, so that the first page faults are off the call's path; a
+kernel whose call already waits for it skips that, because it would do the work twice."""
 
 import faulthandler
 import fcntl
@@ -19,8 +20,9 @@ from harness_streams import Output
 # User code may scan low descriptors; the channel sits out of the way of honest code's own.
 _CHANNEL_FD = 500
 _MAX_FDS = 1024
-# How long a spare stays idle before it also runs its stage's dummy workload.
-_IDLE_SECONDS = 0.02
+# How long a spare stays idle before it runs a dummy cell, and then its stage's dummy workload.
+_IDLE_SECONDS = 0.001
+_LONG_IDLE_SECONDS = 0.02
 
 _WARM_CELL = "def f(x):\n    return x + 1\nclass C: pass\nprint(f(2), 'a')\n[f(1), {'a': 1.5}, (None,)]"
 
@@ -57,12 +59,13 @@ def _serve(job_fds, parent, spawn, kernel_warm):
     output.install()
     figures = Figures(output)
     figures.watch()
-    _warm(output, _WARM_CELL)
-    _reseed()
     data_baseline = _data_bytes()
     channel.send(READY)
-    if kernel_warm and not select.select([channel_fd], [], [], _IDLE_SECONDS)[0]:
-        _warm(output, kernel_warm)
+    if not _job_comes(channel_fd, _IDLE_SECONDS):
+        _warm(output, _WARM_CELL)
+        if kernel_warm and not _job_comes(channel_fd, _LONG_IDLE_SECONDS):
+            _warm(output, kernel_warm)
+    _reseed()
     job = channel.receive()
     if job is None:
         os._exit(0)
@@ -131,6 +134,10 @@ def _limit(kind, value):
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def _job_comes(channel_fd, seconds):
+    return bool(select.select([channel_fd], [], [], seconds)[0])
 
 
 def _warm(output, code):

@@ -16,7 +16,7 @@ import os
 import sys
 import termios
 import threading
-import time
+from time import monotonic
 
 from harness_channel import STDERR, STDOUT
 
@@ -44,6 +44,7 @@ class _Buffer(io.BufferedIOBase):
         self._bytes = region[_HEADER:]
         self._length = region[:4].cast("I")
         self._pending = 0
+        self._acquire, self._release = output.lock.acquire, output.lock.release
 
     def writable(self):
         return True
@@ -52,32 +53,45 @@ class _Buffer(io.BufferedIOBase):
         return self._fd
 
     def write(self, data):
-        if type(data) is not bytes:
-            data = bytes(data)
         size = len(data)
         output = self._output
-        with output.lock:
-            if output.raw:
-                self._write_raw(data)
-                return size
-            if output.writer is not self:
-                output.switch(self)
-            end = self._pending + size
-            if end > _CAPACITY:
-                self.send()
-                if size > _CAPACITY:
-                    self._send_large(data)
-                    return size
-                end = size
-            self._bytes[end - size : end] = data
-            self._length[0] = self._pending = end
-            if output.lines < _EAGER_LINES:
-                if data[-1:] == b"\n":
-                    output.lines += 1
+        self._acquire()  # not `with`, which costs as much as all the rest
+        try:
+            # The way of a program that prints much: text gathers until it is large or old.
+            start = self._pending
+            end = start + size
+            if end <= _COALESCE_BYTES and output.lines >= _EAGER_LINES and output.writer is self:
+                self._bytes[start:end] = data
+                self._length[0] = self._pending = end
+                if monotonic() > output.send_by:
                     self.send()
-            elif end > _COALESCE_BYTES or time.monotonic() - output.last_send > _COALESCE_SECONDS:
-                self.send()
+            else:
+                self._write_eagerly(bytes(data))
+        finally:
+            self._release()
         return size
+
+    def _write_eagerly(self, data):
+        output = self._output
+        if output.raw:
+            self._write_raw(data)
+            return
+        if output.writer is not self:
+            output.switch(self)
+        size = len(data)
+        if self._pending + size > _CAPACITY:
+            self.send()
+            if size > _CAPACITY:
+                self._send_large(data)
+                return
+        start = self._pending
+        self._bytes[start : start + size] = data
+        self._length[0] = self._pending = start + size
+        if data[-1:] == b"\n":
+            output.lines += 1
+            self.send()
+        elif output.lines >= _EAGER_LINES:
+            self.send()
 
     def flush(self):
         output = self._output
@@ -91,7 +105,7 @@ class _Buffer(io.BufferedIOBase):
             output.settle()
             output.channel.send(self._kind, bytes(self._bytes[: self._pending]))
             self._length[0] = self._pending = 0
-            output.last_send = time.monotonic()
+            output.send_by = monotonic() + _COALESCE_SECONDS
 
     def _send_large(self, data):
         self._output.settle()
@@ -113,7 +127,7 @@ class Output:
         self.channel = channel
         self.lock = threading.RLock()
         self.raw = False
-        self.last_send = self.lines = 0
+        self.send_by = self.lines = 0
         self.stdout = _Buffer(self, STDOUT, 1, memory[:_REGION])
         self.stderr = _Buffer(self, STDERR, 2, memory[_REGION:])
         self.writer = self.stdout
@@ -156,7 +170,7 @@ class Output:
 
     def reset(self):
         self.lines = 0
-        self.last_send = 0
+        self.send_by = 0
 
     def _before_fork(self):
         self.lock.acquire()
@@ -167,6 +181,7 @@ class Output:
         # A child of user code has no channel: it prints to the raw pipes like any other program.
         if not self.raw:
             self.raw = True
+            self.lines = 0
             self.channel.close()
         self.lock.release()
 

@@ -5,23 +5,21 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome, OutputEvent};
+use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{KernelProcess, Protection, Reaper};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
 
-use crate::frames::Report;
-use crate::kernel::{Ending, Finished, Kernel, SHARED_SIZE};
+use crate::answer::outcome;
+use crate::home::{Home, KernelUsers};
+use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
 use crate::tree::PythonTree;
 use crate::zygote::{Family, FamilyConfig, StageState, ZygoteProtection};
 
-/// Kernels of a server that is root run as users from here on, one for each kernel in turn.
-const FIRST_KERNEL_USER: u32 = 64_000;
-const KERNEL_USERS: u64 = 1000;
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
 /// When the next spare is started after one is taken: most calls are over by then, and a fork beside them costs them
@@ -123,6 +121,7 @@ struct Inner {
     queued: AtomicUsize,
     next_id: AtomicU64,
     stopping: AtomicBool,
+    users: Arc<KernelUsers>,
     user_threads: AtomicU32,
     cores: usize,
     state_dir: TempDir,
@@ -165,6 +164,7 @@ impl Engine {
             queued: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
+            users: Arc::default(),
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
@@ -271,7 +271,7 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         let config = FamilyConfig {
             tree: &inner.tree,
             stages: inner.pools.len(),
-            probe_user: sandbox::is_root().then_some(FIRST_KERNEL_USER),
+            probe_user: sandbox::is_root().then_some(KernelUsers::FIRST),
             state_dir: inner.state_dir.path(),
         };
         let (family, mut child) = match Family::start(&config, runtime) {
@@ -366,13 +366,17 @@ impl Inner {
         let link = self.link(stage).await;
         let StageState::Ready { protection, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let uid = (sandbox::is_root() && protection.drops_user)
-            .then(|| FIRST_KERNEL_USER + u32::try_from(id % KERNEL_USERS).unwrap_or(0));
-        let directory = self.state_dir.path().join(format!("k{id}"));
-        make_kernel_directory(&directory, uid).map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let user = if sandbox::is_root() && protection.drops_user {
+            Some(self.users.take().ok_or("every kernel user is in use")?)
+        } else {
+            None
+        };
+        let home = Home::make(self.state_dir.path().join(format!("k{id}")), user)
+            .map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let request = json!({
-            "id": id, "dir": directory, "uid": uid,
+            "id": id, "dir": home.path(), "uid": uid,
             "file_size_bytes": self.config.limits.file_size_bytes,
             "processes": self.process_limit(id, uid.is_some()),
         });
@@ -380,7 +384,7 @@ impl Inner {
         drop(theirs);
         let death = spawned.handle.try_clone().map_err(|error| error.to_string())?;
         let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id));
-        let mut kernel = Kernel::new(process, ours, death, spawned.exited, baseline_bytes, self.reaper.clone(), directory)
+        let mut kernel = Kernel::new(process, ours, death, spawned.exited, baseline_bytes, self.reaper.clone(), home)
             .map_err(|error| format!("watching a kernel: {error}"))?;
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
     }
@@ -397,129 +401,4 @@ impl Inner {
         }
         allowed + 64 + u64::from(self.user_threads.load(Ordering::Relaxed))
     }
-}
-
-fn make_kernel_directory(directory: &std::path::Path, uid: Option<u32>) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().mode(0o700).create(directory)?;
-    if uid.is_some() {
-        std::os::unix::fs::chown(directory, uid, uid)?;
-    }
-    Ok(())
-}
-
-/// Puts what the supervisor saw and what the kernel said into the contract's words.
-fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, stdout, stderr, images, images_dropped, elapsed } = finished;
-    let limits = &request.limits;
-    let (stdout, stdout_bytes) = stdout.finish();
-    let (mut stderr, stderr_bytes) = stderr.finish();
-    let truncated = stdout_bytes + stderr_bytes > 0;
-    let mut warnings = Vec::new();
-    if truncated {
-        let cap = limits.output_cap_bytes;
-        warnings.push(format!(
-            "output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"
-        ));
-    }
-    if images_dropped > 0 {
-        warnings.push(format!("{images_dropped} images were left out: together they were too large"));
-    }
-    let mut value = None;
-    let (error, exit_code) = match ending {
-        Ending::Reported(report) => {
-            let Report { value: reported, error, exit, warnings: notes } = *report;
-            value = reported;
-            warnings.extend(notes);
-            match (error, exit) {
-                (Some(error), _) => {
-                    let code = if error.kind == "MemoryError" { ErrorCode::MemoryLimit } else { ErrorCode::PythonError };
-                    let message = match (code, error.message.as_str()) {
-                        (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
-                        (_, message) => message.to_owned(),
-                    };
-                    let traceback = Some(error.traceback);
-                    (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line }), 1)
-                }
-                (None, None | Some(0)) => (None, 0),
-                (None, Some(code)) => {
-                    (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
-                }
-            }
-        }
-        Ending::Died(Some(status)) if status >= 0 => {
-            let message = format!("the process exited with {status} before the code had ended");
-            (Some(plain_error(ErrorCode::Exited, "exit", message)), status)
-        }
-        Ending::Died(status) => {
-            let signal = status.map_or(9, i32::abs);
-            let name = signal_name(signal);
-            stderr = without_harness_frames(&stderr);
-            (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
-        }
-        Ending::Killed(code) => {
-            let message = match code {
-                ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
-                ErrorCode::MemoryLimit => {
-                    format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20)
-                }
-                ErrorCode::OutputLimit => {
-                    format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
-                }
-                _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
-            };
-            (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
-        }
-        Ending::BrokeFraming => (
-            Some(plain_error(
-                ErrorCode::Crashed,
-                "protocol",
-                "the process wrote to the interpreter's own channel and was ended".to_owned(),
-            )),
-            137,
-        ),
-    };
-    let result = ExecutionResult {
-        success: error.is_none(),
-        result: value,
-        stdout,
-        stderr,
-        warnings,
-        error,
-        exit_code,
-        execution_time_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
-        truncated,
-        dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
-    };
-    Outcome { result, images }
-}
-
-fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
-    ExecutionError { code, kind: kind.to_owned(), message, traceback: None, line: None }
-}
-
-/// Names of signals that end a process by its own doing.
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        31 => "SIGSYS",
-        other => return format!("signal {other}"),
-    };
-    name.to_owned()
-}
-
-/// Python's crash report shows every frame down to the harness; the user's are kept.
-fn without_harness_frames(stderr: &str) -> String {
-    stderr
-        .split_inclusive('\n')
-        .filter(|line| !line.contains("File \"<harness ") && !line.contains("File \"<string>\", line"))
-        .collect()
 }

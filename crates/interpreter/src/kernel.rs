@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::capture::Captured;
 use crate::frames::{self, Frame, Report};
+use crate::home::Home;
 
 /// Size of the memory in which a kernel keeps output it has not sent: as in `streams.py`.
 pub(crate) const SHARED_SIZE: u64 = 1 << 16;
@@ -75,49 +75,26 @@ pub(crate) struct Kernel {
     remains: Remains,
 }
 
-/// What must go when the kernel goes: its processes, then its files.
+/// What must go when the kernel goes: its processes, then its home.
 struct Remains {
     process: Arc<KernelProcess>,
     reaper: Arc<Reaper>,
-    directory: PathBuf,
+    home: Option<Home>,
     dead: bool,
 }
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        let (process, reaper, directory, dead) =
-            (self.process.clone(), self.reaper.clone(), std::mem::take(&mut self.directory), self.dead);
+        let (process, reaper, home, dead) = (self.process.clone(), self.reaper.clone(), self.home.take(), self.dead);
         let clean = move || {
             if !dead {
                 reaper.kill_tree(&process);
             }
-            remove_directory(&directory);
+            drop(home);
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(clean)),
             Err(_) => clean(),
-        }
-    }
-}
-
-/// Removes a kernel's directory, also when the code took away its own rights to it.
-fn remove_directory(directory: &std::path::Path) {
-    if std::fs::remove_dir_all(directory).is_err() {
-        open_for_removal(directory);
-        if let Err(error) = std::fs::remove_dir_all(directory)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(directory = %directory.display(), %error, "a kernel's directory could not be removed");
-        }
-    }
-}
-
-fn open_for_removal(directory: &std::path::Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_for_removal(&entry.path());
         }
     }
 }
@@ -183,10 +160,10 @@ impl Kernel {
         exited: oneshot::Receiver<i32>,
         baseline_bytes: u64,
         reaper: Arc<Reaper>,
-        directory: PathBuf,
+        home: Home,
     ) -> io::Result<Self> {
         let process = Arc::new(process);
-        let remains = Remains { process: process.clone(), reaper, directory, dead: false };
+        let remains = Remains { process: process.clone(), reaper, home: Some(home), dead: false };
         Ok(Self {
             process,
             channel: sandbox::watched(descriptors.channel)?,

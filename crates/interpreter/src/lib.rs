@@ -4,9 +4,11 @@
 //! supervisor's own clock and counts; every frame is length-capped before it is stored; a kernel's tree is dead before
 //! its answer is given.
 
+mod answer;
 mod capture;
 mod engine;
 mod frames;
+mod home;
 mod kernel;
 mod pool;
 mod stage;

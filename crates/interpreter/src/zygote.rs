@@ -161,7 +161,12 @@ impl Link {
     }
 
     fn announce(&self, id: u64, outcome: Result<(i32, Pidfd), String>) {
-        if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take()) {
+        if outcome.is_err() {
+            // No exit will be reported for it.
+            if let Some(started) = self.waiting().remove(&id).and_then(|waiting| waiting.started) {
+                let _ = started.send(outcome);
+            }
+        } else if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take()) {
             let _ = started.send(outcome);
         }
     }

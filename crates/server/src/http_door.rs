@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 
 use crate::environment;
 use crate::mcp::McpServer;
+use crate::refusal;
 use crate::tools::Interpreter;
 
 /// Where MCP is served.
@@ -98,6 +99,7 @@ fn accepts_events(request: &Request) -> bool {
 
 /// Gives events their name, and every refusal the form of a JSON-RPC error.
 async fn speak_json_rpc(request: Request, next: Next) -> Response {
+    let (request, seen) = refusal::remember_body(request);
     let response = next.run(request).await;
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.starts_with("text/event-stream") {
@@ -107,7 +109,7 @@ async fn speak_json_rpc(request: Request, next: Next) -> Response {
     if response.status().is_success() || content_type.starts_with("application/json") {
         return response;
     }
-    refusal(response).await
+    refusal::explain(response, &seen).await
 }
 
 /// rmcp writes `data:` alone; the deployed clients look for `event: message`.
@@ -120,34 +122,6 @@ fn name_event(data: Bytes) -> Bytes {
     named.extend_from_slice(NAME);
     named.extend_from_slice(&data);
     named.freeze()
-}
-
-async fn refusal(response: Response) -> Response {
-    let (mut parts, body) = response.into_parts();
-    let text = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let (status, code, message) = match (parts.status, text.strip_prefix("fail to deserialize request body")) {
-        (_, Some(reason))
-            if reason.contains("expected") && reason.contains("line")
-                || reason.contains("EOF")
-                || reason.contains("surrogate") =>
-        {
-            (StatusCode::BAD_REQUEST, -32700, format!("Parse error: the body is not valid JSON:{reason}"))
-        }
-        (_, Some(_)) => (
-            StatusCode::BAD_REQUEST,
-            -32600,
-            "Invalid Request: the body must be one JSON-RPC 2.0 message: an object with jsonrpc, method and, for a request, id"
-                .to_owned(),
-        ),
-        (status, None) if text.is_empty() => (status, -32000, status.canonical_reason().unwrap_or("refused").to_owned()),
-        (status, None) => (status, -32000, text.into_owned()),
-    };
-    parts.status = status;
-    parts.headers.remove(http::header::CONTENT_LENGTH);
-    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let body = json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}});
-    Response::from_parts(parts, Body::from(body.to_string()))
 }
 
 async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {

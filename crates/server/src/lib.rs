@@ -6,6 +6,7 @@ mod environment;
 mod http_door;
 mod mcp;
 mod progress;
+mod refusal;
 mod tools;
 
 pub use environment::{EnvironmentInfo, Layer, LayerState, layers};

@@ -123,7 +123,7 @@ impl McpServer {
             };
             tokio::select! {
                 outcome = run => outcome,
-                () = forward => Outcome::refused(ErrorCode::Internal, "the progress stream ended"),
+                never = forward => match never {},
                 // The run is dropped, and with it killed.
                 () = context.ct.cancelled() => Outcome::refused(ErrorCode::Cancelled, "the caller went away"),
             }

@@ -3,6 +3,7 @@
 //! Rule: a slow client slows nothing. Lines that can't be sent in time are gathered, and past a bound left out; the
 //! answer has them anyway.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
 use protocol::OutputEvent;
@@ -29,7 +30,7 @@ impl Progress {
     }
 
     /// Sends whole lines as they come; never ends by itself.
-    pub(crate) async fn forward(&self, peer: &Peer<RoleServer>, token: ProgressToken) {
+    pub(crate) async fn forward(&self, peer: &Peer<RoleServer>, token: ProgressToken) -> Infallible {
         let mut sent = 0.0;
         loop {
             self.arrived.notified().await;

@@ -79,13 +79,18 @@ async fn malformed_posts_get_json_rpc_errors() {
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_python","arguments":{"code":"a\ud800"}}}"#,
             400,
-            -32700,
+            -32602,
         ),
     ] {
         let (got, answer) = server.request("POST", "/mcp", &[JSON], body).await;
         let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{body}: {answer}"));
         assert_eq!((got, answer["error"]["code"].as_i64()), (status, Some(code)), "{body}: {answer}");
     }
+    let surrogate =
+        r#"{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":"execute_python","arguments":{"code":"a\ud800"}}}"#;
+    let (_, answer) = server.request("POST", "/mcp", &[JSON], surrogate).await;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&answer["id"], &answer["error"]["data"]["field"]), (&json!(4), &json!("code")), "{answer}");
     let (status, answer) = server.request("GET", "/mcp", &[], "").await;
     assert_eq!(status, 405);
     assert!(answer.contains("jsonrpc"), "{answer}");

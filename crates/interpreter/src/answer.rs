@@ -1,0 +1,124 @@
+//! The contract's answer to a run.
+//!
+//! Rule: how a run ended is what the supervisor saw; what the kernel said of itself only fills in the words.
+
+use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Outcome};
+
+use crate::frames::Report;
+use crate::kernel::{Ending, Finished};
+
+/// Puts what the supervisor saw and what the kernel said into the contract's words.
+pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
+    let Finished { ending, stdout, stderr, images, images_dropped, elapsed } = finished;
+    let limits = &request.limits;
+    let (stdout, stdout_bytes) = stdout.finish();
+    let (mut stderr, stderr_bytes) = stderr.finish();
+    let truncated = stdout_bytes + stderr_bytes > 0;
+    let mut warnings = Vec::new();
+    if truncated {
+        let cap = limits.output_cap_bytes;
+        warnings.push(format!(
+            "output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"
+        ));
+    }
+    if images_dropped > 0 {
+        warnings.push(format!("{images_dropped} images were left out: together they were too large"));
+    }
+    let mut value = None;
+    let (error, exit_code) = match ending {
+        Ending::Reported(report) => {
+            let Report { value: reported, error, exit, warnings: notes } = *report;
+            value = reported;
+            warnings.extend(notes);
+            match (error, exit) {
+                (Some(error), _) => {
+                    let code = if error.kind == "MemoryError" { ErrorCode::MemoryLimit } else { ErrorCode::PythonError };
+                    let message = match (code, error.message.as_str()) {
+                        (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
+                        (_, message) => message.to_owned(),
+                    };
+                    let traceback = Some(error.traceback);
+                    (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line }), 1)
+                }
+                (None, None | Some(0)) => (None, 0),
+                (None, Some(code)) => {
+                    (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
+                }
+            }
+        }
+        Ending::Died(Some(status)) if status >= 0 => {
+            let message = format!("the process exited with {status} before the code had ended");
+            (Some(plain_error(ErrorCode::Exited, "exit", message)), status)
+        }
+        Ending::Died(status) => {
+            let signal = status.map_or(9, i32::abs);
+            let name = signal_name(signal);
+            stderr = without_harness_frames(&stderr);
+            (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
+        }
+        Ending::Killed(code) => {
+            let message = match code {
+                ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
+                ErrorCode::MemoryLimit => {
+                    format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20)
+                }
+                ErrorCode::OutputLimit => {
+                    format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
+                }
+                _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
+            };
+            (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
+        }
+        Ending::BrokeFraming => (
+            Some(plain_error(
+                ErrorCode::Crashed,
+                "protocol",
+                "the process wrote to the interpreter's own channel and was ended".to_owned(),
+            )),
+            137,
+        ),
+    };
+    let result = ExecutionResult {
+        success: error.is_none(),
+        result: value,
+        stdout,
+        stderr,
+        warnings,
+        error,
+        exit_code,
+        execution_time_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+        truncated,
+        dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
+    };
+    Outcome { result, images }
+}
+
+fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
+    ExecutionError { code, kind: kind.to_owned(), message, traceback: None, line: None }
+}
+
+/// Names of signals that end a process by its own doing.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
+/// Python's crash report shows every frame down to the harness; the user's are kept.
+fn without_harness_frames(stderr: &str) -> String {
+    stderr
+        .split_inclusive('\n')
+        .filter(|line| !line.contains("File \"<harness ") && !line.contains("File \"<string>\", line"))
+        .collect()
+}

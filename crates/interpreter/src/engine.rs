@@ -10,7 +10,7 @@ use sandbox::{KernelProcess, Protection, Reaper};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::answer::outcome;
 use crate::home::{Home, KernelUsers};
@@ -22,9 +22,10 @@ use crate::zygote::{Family, FamilyConfig, StageState, ZygoteProtection};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
-/// When the next spare is started after one is taken: most calls are over by then, and a fork beside them costs them
-/// more than it gains.
-const REFILL_DELAY: Duration = Duration::from_millis(3);
+/// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
+/// after it has run this long. A fork beside a short call costs the call more than it gains.
+const REFILL_AFTER_CALL: Duration = Duration::from_millis(1);
+const REFILL_BESIDE_CALL: Duration = Duration::from_millis(15);
 /// How long the first stage may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// After a family died: a broken tree must not be tried in a tight loop.
@@ -197,13 +198,7 @@ impl Engine {
         let Ok(kernel) = taken else {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
         };
-        let later = Arc::downgrade(inner);
-        tokio::spawn(async move {
-            tokio::time::sleep(REFILL_DELAY).await;
-            if let Some(inner) = later.upgrade() {
-                Inner::refill(&inner, stage);
-            }
-        });
+        let _running = Inner::refill_later(inner, stage);
         outcome(kernel.run(request, inner.cores, on_output).await, request)
     }
 
@@ -346,6 +341,21 @@ impl Inner {
                 }
             });
         }
+    }
+
+    /// Starts the next spare when what this returns is dropped, or the call has run for a while.
+    fn refill_later(inner: &Arc<Self>, stage: usize) -> oneshot::Sender<()> {
+        let (running, ended) = oneshot::channel();
+        let weak = Arc::downgrade(inner);
+        tokio::spawn(async move {
+            if tokio::time::timeout(REFILL_BESIDE_CALL, ended).await.is_ok() {
+                tokio::time::sleep(REFILL_AFTER_CALL).await;
+            }
+            if let Some(inner) = weak.upgrade() {
+                Self::refill(&inner, stage);
+            }
+        });
+        running
     }
 
     /// The stage's link in the running family, once it is ready.

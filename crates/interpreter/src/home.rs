@@ -126,7 +126,7 @@ mod tests {
         let path = state.path().join("k1");
         let home = Home::make(path.clone(), None).expect("a home");
         std::fs::create_dir_all(path.join("a/b")).expect("made");
-        std::fs::set_permissions(path.join("a"), std::fs::Permissions::from_mode(0)).expect("closed");
+        std::fs::set_permissions(path.join("a"), std::fs::Permissions::from_mode(0o000)).expect("closed");
         drop(home);
         assert!(!path.exists());
     }

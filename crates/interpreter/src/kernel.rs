@@ -31,7 +31,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 const MEMORY_SLACK_BYTES: u64 = 16 << 20;
 /// How long the zygote may take to report a dead kernel's status.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
-const READ_SIZE: usize = 64 << 10;
+const READ_SIZE: usize = 16 << 10;
 /// After this many rounds a flood lets the clock have a look.
 const DRAIN_ROUNDS: usize = 64;
 const MAX_IMAGES_BYTES: usize = 32 << 20;

@@ -108,7 +108,7 @@ impl ServerHandler for McpServer {
 
 impl McpServer {
     async fn execute(&self, arguments: JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
-        let request = self.0.check(arguments).map_err(invalid)?;
+        let request = self.0.check(arguments).map_err(|error| invalid(&error))?;
         let progress = Progress::default();
         let mut on_output = |event: protocol::OutputEvent<'_>| progress.push(event);
         let mut silent = |_: protocol::OutputEvent<'_>| {};
@@ -148,13 +148,13 @@ fn structured(value: &impl Serialize, success: bool) -> Result<CallToolResult, E
     Ok(result)
 }
 
-fn invalid(error: ArgumentError) -> ErrorData {
+fn invalid(error: &ArgumentError) -> ErrorData {
     ErrorData::invalid_params(error.to_string(), Some(serde_json::json!({"field": error.field})))
 }
 
 fn refuse_arguments(arguments: &JsonObject) -> Result<(), ErrorData> {
     match arguments.keys().next() {
-        Some(name) => Err(invalid(ArgumentError::new(name, "is not an argument; this tool takes none"))),
+        Some(name) => Err(invalid(&ArgumentError::new(name, "is not an argument; this tool takes none"))),
         None => Ok(()),
     }
 }

@@ -59,9 +59,8 @@ pub(crate) fn program() -> Command {
 pub(crate) fn program_in(home: Home) -> Command {
     let (program, tree) = installation();
     let mut command = match home {
-        Home::Caller => Command::new(program),
         Home::User | Home::Lambda if !is_root() => panic!("{home:?} needs root"),
-        Home::User => Command::new(program),
+        Home::Caller | Home::User => Command::new(program),
         Home::Lambda => {
             // prctl answers EPERM for everything below this shell.
             let mut command = Command::new(jail());

@@ -85,8 +85,18 @@ fn settings_come_from_flags_then_environment_then_a_dotenv_file() {
         result["error"]["message"].as_str().unwrap().to_owned()
     };
     assert!(limit(&|_| {}).contains("0.25 s"));
-    assert!(limit(&|command| drop(command.env("DEFAULT_TIMEOUT", "0.5"))).contains("0.5 s"));
-    assert!(limit(&|command| drop(command.env("DEFAULT_TIMEOUT", "0.5").args(["--default-timeout", "0.75"]))).contains("0.75 s"));
+    assert!(
+        limit(&|command| {
+            command.env("DEFAULT_TIMEOUT", "0.5");
+        })
+        .contains("0.5 s")
+    );
+    assert!(
+        limit(&|command| {
+            command.env("DEFAULT_TIMEOUT", "0.5").args(["--default-timeout", "0.75"]);
+        })
+        .contains("0.75 s")
+    );
 }
 
 #[test]

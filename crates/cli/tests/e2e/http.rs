@@ -200,15 +200,15 @@ async fn hanging_calls_leave_the_other_doors_open_and_a_full_queue_says_busy() {
     let hanging = server.run(hang);
     let rest = async {
         wait_for(&server, "running", 1).await;
-        let waiting = server.request("POST", "/mcp", &[JSON], body);
+        let queued = server.request("POST", "/mcp", &[JSON], body);
         let busy = async {
             wait_for(&server, "queued", 1).await;
             server.run("1").await
         };
-        tokio::join!(waiting, busy)
+        tokio::join!(queued, busy)
     };
-    let (hung, ((_, waited), busy)) = tokio::join!(hanging, rest);
-    assert_eq!(hung["error"]["code"], "timeout");
+    let (first, ((_, waited), busy)) = tokio::join!(hanging, rest);
+    assert_eq!(first["error"]["code"], "timeout");
     assert_eq!(busy["error"]["code"], "busy");
     assert_eq!(last_event(&waited)["result"]["structuredContent"]["stdout"], "waited\n");
 }

@@ -1,5 +1,5 @@
 //! End-to-end tests: each starts the real program and talks to it as a client would.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that can't go on fails, with the server's log")]
 
 mod client;
 mod command_line;

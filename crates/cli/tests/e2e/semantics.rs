@@ -1,5 +1,7 @@
 //! What a cell means: values, output, figures, errors.
 
+use std::fmt::Write;
+
 use serde_json::json;
 
 use crate::client::{Home, Server};
@@ -49,7 +51,7 @@ async fn output_of_python_c_code_and_subprocesses_keeps_its_order() {
     let result = server.run(code).await;
     let mut expected = String::new();
     for i in 0..600 {
-        expected += &format!("{i}\n");
+        writeln!(expected, "{i}").unwrap();
         if i % 100 == 0 {
             expected += if i < 300 { "raw\nsub\nshell\nbytes\n" } else { "sub\nshell\nbytes\n" };
         }

@@ -1,5 +1,6 @@
-//! Starts a program under the system call rules of a Lambda function, as far as they are known: `prctl`, `ptrace`,
-//! `seccomp`, `unshare`, `setns`, `mount`, `chroot` and `bpf` fail with EPERM, Landlock with ENOSYS.
+//! `lambda_jail lambda PROGRAM …` starts a program under the system call rules of a Lambda function, as far as they are
+//! known: `prctl`, `ptrace`, `seccomp`, `unshare`, `setns`, `mount`, `chroot` and `bpf` fail with EPERM, Landlock with
+//! ENOSYS. `lambda_jail no-landlock PROGRAM …` takes Landlock away and nothing else, as an older kernel does.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -17,7 +18,12 @@ const ENOSYS: u32 = 38;
 
 fn main() {
     let arch: TargetArch = std::env::consts::ARCH.try_into().expect("a known architecture");
-    for (calls, errno) in [(&LANDLOCK[..], ENOSYS), (&REFUSED[..], EPERM)] {
+    let mut arguments = std::env::args_os().skip(1);
+    let refused = match arguments.next().expect("lambda or no-landlock").to_str() {
+        Some("lambda") => &REFUSED[..],
+        _ => &[],
+    };
+    for (calls, errno) in [(&LANDLOCK[..], ENOSYS), (refused, EPERM)] {
         let rules = calls.iter().map(|call| (*call, vec![])).collect::<BTreeMap<_, _>>();
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno), arch).expect("a valid filter");
         let program: BpfProgram = filter.try_into().expect("a program");
@@ -25,7 +31,6 @@ fn main() {
             panic!("the filter was refused: {error}");
         }
     }
-    let mut arguments = std::env::args_os().skip(1);
     let program = arguments.next().expect("a program to run");
     panic!("{}", Command::new(program).args(arguments).exec());
 }

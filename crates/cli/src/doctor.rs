@@ -1,4 +1,4 @@
-//! `code-interpreter doctor`: runs a cell and shows which protections hold on this machine.
+//! `code-interpreter doctor`: runs a cell and shows which protections hold on this machine; with `--attack` it tries them.
 
 use std::process::ExitCode;
 
@@ -9,11 +9,14 @@ use server::{Interpreter, LayerState};
 use crate::settings::EngineSettings;
 
 #[expect(clippy::print_stdout, reason = "a report for a person")]
-pub(crate) async fn doctor(settings: &EngineSettings) -> ExitCode {
+pub(crate) async fn doctor(settings: &EngineSettings, attack: bool, json: bool) -> ExitCode {
     let interpreter = match start(settings).await {
         Ok(interpreter) => interpreter,
         Err(message) => return crate::fail(&message),
     };
+    if attack {
+        return crate::attack::attack(&interpreter, json).await;
+    }
     let call = Map::from_iter([("code".to_owned(), Value::String("print(2+3)".to_owned()))]);
     let Ok(request) = interpreter.check(call) else { return crate::fail("the test cell was refused") };
     let outcome = interpreter.execute(&request, &mut |_| {}).await;
@@ -27,14 +30,17 @@ pub(crate) async fn doctor(settings: &EngineSettings) -> ExitCode {
             LayerState::Active => "active",
             LayerState::Refused => "REFUSED",
             LayerState::NotApplicable => "n/a",
+            LayerState::Off => "off",
             LayerState::Unknown => "unknown",
         };
-        println!("{state:<9} {}: {}", layer.name, layer.effect);
+        let reason = layer.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        println!("{state:<9} {}: {}{reason}", layer.name, layer.effect);
     }
     if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn start(settings: &EngineSettings) -> Result<std::sync::Arc<Interpreter>, String> {
     let engine = Engine::start(settings.config()?).await.map_err(|error| error.to_string())?;
+    server::require(&engine.status(), settings.required_layers())?;
     Ok(Interpreter::new(engine, settings.max_timeout()?))
 }

@@ -2,11 +2,13 @@
 //!
 //! Rule: logs go to standard error; standard output belongs to the protocol or to the code that was run.
 
+mod attack;
 mod doctor;
 mod run;
 mod settings;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use interpreter::Engine;
@@ -47,6 +49,12 @@ enum Command {
     Doctor {
         #[command(flatten)]
         engine: EngineSettings,
+        /// Run the bundled hostile programs and say what stopped each.
+        #[arg(long)]
+        attack: bool,
+        /// Print what the attacks came to as JSON.
+        #[arg(long, requires = "attack")]
+        json: bool,
     },
     /// Print the reference of all settings, from which .env.example and the README's table are made.
     #[command(hide = true)]
@@ -83,7 +91,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Serve { engine, http } => report(serve(&engine, &http).await),
         Command::Stdio { engine } => report(stdio(&engine).await),
         Command::Run { engine, arguments } => run::run(&engine, &arguments).await,
-        Command::Doctor { engine } => doctor::doctor(&engine).await,
+        Command::Doctor { engine, attack, json } => doctor::doctor(&engine, attack, json).await,
         Command::Settings { format } => settings::print(&format),
     }
 }
@@ -93,8 +101,7 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), Str
         .await
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let engine = Engine::start_in_background(settings.config()?).map_err(|error| error.to_string())?;
-    let interpreter = Interpreter::new(engine, settings.max_timeout()?);
+    let interpreter = start(settings).await?;
     let options = HttpOptions {
         allowed_hosts: http.allowed_hosts(),
         allowed_origins: http.allowed_origins.clone(),
@@ -105,12 +112,24 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), Str
 }
 
 async fn stdio(settings: &EngineSettings) -> Result<(), String> {
-    let engine = Engine::start_in_background(settings.config()?).map_err(|error| error.to_string())?;
-    let interpreter = Interpreter::new(engine, settings.max_timeout()?);
+    let interpreter = start(settings).await?;
     tokio::select! {
         result = server::serve_stdio(interpreter) => result,
         () = stop_signal() => Ok(()),
     }
+}
+
+/// Starts the engine; waits for it only when there are layers to insist on.
+async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
+    let required = settings.required_layers();
+    let engine = if required.is_empty() {
+        Engine::start_in_background(settings.config()?)
+    } else {
+        Engine::start(settings.config()?).await
+    };
+    let engine = engine.map_err(|error| error.to_string())?;
+    server::require(&engine.status(), required)?;
+    Ok(Interpreter::new(engine, settings.max_timeout()?))
 }
 
 /// Completes on SIGINT or SIGTERM.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Command, CommandFactory, ValueEnum};
-use interpreter::{EngineConfig, Preload, PythonTree};
+use interpreter::{Allowed, EngineConfig, Preload, PythonTree};
 use protocol::{
     DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits,
     MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
@@ -62,6 +62,15 @@ pub struct EngineSettings {
     /// Processes and threads a call may have at once.
     #[arg(long, env = "MAX_PROCESSES", default_value = "64")]
     max_processes: u64,
+    /// Let the code reach the network; DNS counts as network.
+    #[arg(long, env = "ALLOW_NETWORK", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_network: bool,
+    /// Let the code start programs; they are under all other limits and end with the call.
+    #[arg(long, env = "ALLOW_SUBPROCESS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_subprocess: bool,
+    /// Layers without which the server does not start, as `code-interpreter doctor` names them.
+    #[arg(long = "require-layer", env = "REQUIRE_LAYERS", value_delimiter = ',')]
+    require_layers: Vec<String>,
 }
 
 /// Settings of the HTTP door.
@@ -117,7 +126,13 @@ impl EngineSettings {
                 file_size_bytes: self.max_file_mb << 20,
                 processes: self.max_processes,
             },
+            allowed: Allowed { network: self.allow_network, subprocess: self.allow_subprocess },
         })
+    }
+
+    /// Layers the operator insists on.
+    pub(crate) fn required_layers(&self) -> &[String] {
+        &self.require_layers
     }
 
     /// The longest timeout a call may ask for.

@@ -13,6 +13,7 @@ from json import dumps, loads
 
 import harness_cell as cell
 import harness_linux as linux
+from harness_cage import drop_user
 from harness_channel import END, READY, Channel
 from harness_figures import Figures
 from harness_streams import Output
@@ -37,10 +38,10 @@ class _Muted:
         pass
 
 
-def main(job_fds, parent, spawn, kernel_warm):
+def main(job_fds, cage, parent, spawn, kernel_warm):
     """Never returns."""
     try:
-        _serve(job_fds, parent, spawn, kernel_warm)
+        _serve(job_fds, cage, parent, spawn, kernel_warm)
     except BaseException:
         # Ours, not the cell's (its errors are in its report): the supervisor sees the exit code and stderr.
         import traceback
@@ -49,10 +50,10 @@ def main(job_fds, parent, spawn, kernel_warm):
         os._exit(70)
 
 
-def _serve(job_fds, parent, spawn, kernel_warm):
-    channel_fd, shared_fd = _take_descriptors(*job_fds)
+def _serve(job_fds, cage, parent, spawn, kernel_warm):
+    channel_fd, shared_fd, ruleset_fd = _take_descriptors(*job_fds)
     _reset_signals()
-    _confine(parent, spawn)
+    _confine(cage, parent, spawn, ruleset_fd)
     channel = Channel(channel_fd)
     output = Output(channel, shared_fd)
     os.close(shared_fd)
@@ -90,14 +91,17 @@ def _serve(job_fds, parent, spawn, kernel_warm):
     os._exit(0)
 
 
-def _take_descriptors(channel, out, err, shared):
+def _take_descriptors(channel, out, err, shared, ruleset=None):
     os.dup2(out, 1)
     os.dup2(err, 2)
     channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _CHANNEL_FD)
     shared = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, channel + 1)
+    last = shared
+    if ruleset is not None:
+        last = ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, shared + 1)
     os.closerange(3, channel)
-    os.closerange(shared + 1, 1 << 20)
-    return channel, shared
+    os.closerange(last + 1, 1 << 20)
+    return channel, shared, ruleset
 
 
 def _reset_signals():
@@ -107,15 +111,13 @@ def _reset_signals():
     faulthandler.enable(file=2, all_threads=False)
 
 
-def _confine(parent, spawn):
+def _confine(cage, parent, spawn, ruleset_fd):
     os.setsid()
     os.chdir(spawn["dir"])
     os.umask(0o077)
     uid = spawn["uid"]
     if uid is not None:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+        drop_user(uid)
     # After the change of user, which undoes the first and the third.
     linux.die_with_parent(parent)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -124,6 +126,9 @@ def _confine(parent, spawn):
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
     _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])
     _limit(resource.RLIMIT_NPROC, spawn["processes"])
+    cage.close(ruleset_fd)
+    if ruleset_fd is not None:
+        os.close(ruleset_fd)
     os.environ["HOME"] = spawn["dir"]
     os.environ["TMPDIR"] = spawn["dir"]
     os.environ["PWD"] = spawn["dir"]

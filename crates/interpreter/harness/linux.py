@@ -1,23 +1,67 @@
-"""The few system calls Python has no function for. Each answers False where the kernel refuses, and never raises:
-inside a Lambda function prctl is denied altogether."""
+"""The few system calls Python has no function for. Each answers an errno, 0 when it held, and never raises: inside a
+Lambda function prctl is denied altogether."""
 
+import errno
 import os
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+
+_SECCOMP_MODE_FILTER = 2
+_LANDLOCK_RESTRICT_SELF = 446
+_CAPABILITY_VERSION_3 = 0x20080522
 
 try:
     import ctypes
 
-    _libc = ctypes.CDLL(None)
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
+
+    class _Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 except (ImportError, OSError):  # a CPython built without libffi
     _libc = None
 
 
+def _call(function, *arguments):
+    if _libc is None:
+        return errno.ENOSYS
+    return 0 if getattr(_libc, function)(*arguments) == 0 else ctypes.get_errno()
+
+
 def prctl(option, value):
-    return _libc is not None and _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) == 0
+    if _libc is None:
+        return errno.ENOSYS
+    return _call("prctl", option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def install_seccomp(programs):
+    """Puts filter programs in force, for this process and all it starts."""
+    for program in programs:
+        if _libc is None:
+            return errno.ENOSYS
+        filters = _Program(len(program) // 8, program)
+        refused = _call("prctl", PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filters))
+        if refused:
+            return refused
+    return 0
+
+
+def restrict_to_ruleset(fd):
+    """Puts a Landlock rule set in force, for this process and all it starts."""
+    if _libc is None:
+        return errno.ENOSYS
+    return _call("syscall", ctypes.c_long(_LANDLOCK_RESTRICT_SELF), ctypes.c_long(fd), ctypes.c_long(0))
+
+
+def drop_capabilities():
+    if _libc is None:
+        return errno.ENOSYS
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    return _call("capset", header, _NO_CAPABILITIES)
 
 
 def die_with_parent(parent):

@@ -17,8 +17,9 @@ import warnings
 import harness_figures as figures
 import harness_kernel as kernel
 import harness_linux as linux
+from harness_cage import Cage
 
-_DESCRIPTORS_OF_A_KERNEL = 4
+_DESCRIPTORS_OF_A_KERNEL = 5  # the last one, a rule set, only where there is Landlock
 
 
 def main(config):
@@ -28,11 +29,14 @@ def main(config):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
         pass
-    protection = {
+    held = {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
-        "non_dumpable": linux.prctl(linux.PR_SET_DUMPABLE, 0),
-        "drops_user": config["probe_user"] is not None and _can_drop_user(config["probe_user"], config["probe_paths"]),
+        "non_dumpable_kernels": linux.prctl(linux.PR_SET_DUMPABLE, 0),
     }
+    cage = Cage(config)
+    held.update(cage.probe(config["probe_user"], config["probe_paths"], config["ruleset_fd"]))
+    if config["ruleset_fd"] is not None:
+        os.close(config["ruleset_fd"])
     _prepare_interpreter(config)
     stages = config["stages"]
     for index, stage in enumerate(stages):
@@ -49,8 +53,8 @@ def main(config):
         for later in stages[index + 1 :]:
             os.close(later["control_fd"])
         try:
-            control.send(_message(ready=stage["name"], missing=missing, protection=protection, pid=os.getpid()))
-            _serve(control, stage["kernel_warm"])
+            control.send(_message(ready=stage["name"], missing=missing, held=held, pid=os.getpid()))
+            _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
 
@@ -80,22 +84,6 @@ def _remember_parent():
     _parent_of_fork = os.getpid()
 
 
-def _can_drop_user(uid, paths):
-    """Tries it in a throw-away child: another user may be refused, or unable to reach the tree."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            for path in paths:
-                os.stat(os.path.join(path, "."))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1] == 0
-
-
 def _import_all(names):
     missing = []
     for name in names:
@@ -117,7 +105,7 @@ def _warm(source):
     linecache.clearcache()
 
 
-def _serve(control, kernel_warm):
+def _serve(control, cage, kernel_warm):
     children = {}
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -134,10 +122,10 @@ def _serve(control, kernel_warm):
                 data, fds, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS_OF_A_KERNEL)
                 if not data:
                     os._exit(0)
-                _spawn(control, json.loads(data), fds, children, kernel_warm)
+                _spawn(control, cage, json.loads(data), fds, children, kernel_warm)
 
 
-def _spawn(control, spawn, fds, children, kernel_warm):
+def _spawn(control, cage, spawn, fds, children, kernel_warm):
     try:
         pid = os.fork()
     except OSError as error:
@@ -145,7 +133,7 @@ def _spawn(control, spawn, fds, children, kernel_warm):
         control.send(_message(failed=spawn["id"], reason=str(error)))
         return
     if pid == 0:
-        kernel.main(fds, _parent_of_fork, spawn, kernel_warm)
+        kernel.main(fds, cage, _parent_of_fork, spawn, kernel_warm)
     _close_all(fds)
     children[pid] = spawn["id"]
     handle = os.pidfd_open(pid)

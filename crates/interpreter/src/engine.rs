@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
-use sandbox::{KernelProcess, Protection, Reaper};
+use sandbox::{Allowed, KernelProcess, Protection, Reaper};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
@@ -14,11 +14,12 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::answer::outcome;
 use crate::home::{Home, KernelUsers};
+use crate::isolation::Isolation;
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
 use crate::tree::PythonTree;
-use crate::zygote::{Family, FamilyConfig, StageState, ZygoteProtection};
+use crate::zygote::{Family, FamilyConfig, Held, StageState};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -46,6 +47,8 @@ pub struct EngineConfig {
     pub spares: usize,
     /// Limits of a call that asks for none.
     pub limits: Limits,
+    /// What user code may do beyond its own process.
+    pub allowed: Allowed,
 }
 
 /// Why the engine can't start.
@@ -88,8 +91,11 @@ pub struct EngineStatus {
     pub supervisor_subreaper: bool,
     /// Whether the server is root.
     pub runs_as_root: bool,
-    /// What holds in the zygotes and so in every kernel; `None` until the first is up.
-    pub zygote_protection: Option<ZygoteProtection>,
+    /// What the operator allows user code.
+    #[serde(skip)]
+    pub allowed: Allowed,
+    /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
+    pub held: Option<Held>,
 }
 
 /// How a stage stands.
@@ -114,6 +120,7 @@ struct Inner {
     config: EngineConfig,
     tree: PythonTree,
     protection: Protection,
+    isolation: Isolation,
     reaper: Arc<Reaper>,
     family: RwLock<Option<Arc<Family>>>,
     generation: watch::Sender<u64>,
@@ -169,6 +176,7 @@ impl Engine {
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
+            isolation: Isolation::new(config.allowed, &tree, state_dir.path()),
             tree,
             protection,
             state_dir,
@@ -206,11 +214,11 @@ impl Engine {
     pub fn status(&self) -> EngineStatus {
         let inner = &self.inner;
         let family = inner.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut zygote_protection = None;
+        let mut held = None;
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
-                Some(StageState::Ready { missing, protection, .. }) => {
-                    zygote_protection = Some(protection);
+                Some(StageState::Ready { missing, held: tried, .. }) => {
+                    held = Some(inner.isolation.complete(tried));
                     ("ready", missing)
                 }
                 Some(StageState::Starting) => ("starting", Vec::new()),
@@ -228,7 +236,8 @@ impl Engine {
             supervisor_non_dumpable: inner.protection.non_dumpable,
             supervisor_subreaper: inner.protection.subreaper,
             runs_as_root: sandbox::is_root(),
-            zygote_protection,
+            allowed: inner.config.allowed,
+            held,
         }
     }
 
@@ -268,6 +277,7 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
             stages: inner.pools.len(),
             probe_user: sandbox::is_root().then_some(KernelUsers::FIRST),
             state_dir: inner.state_dir.path(),
+            isolation: &inner.isolation,
         };
         let (family, mut child) = match Family::start(&config, runtime) {
             Ok(started) => started,
@@ -374,9 +384,9 @@ impl Inner {
 
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
-        let StageState::Ready { protection, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let StageState::Ready { held, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let user = if sandbox::is_root() && protection.drops_user {
+        let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
             Some(self.users.take().ok_or("every kernel user is in use")?)
         } else {
             None
@@ -385,6 +395,13 @@ impl Inner {
             .map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
+        let theirs = match &self.isolation.landlock {
+            Ok(landlock) => {
+                let ruleset = landlock.ruleset(home.path());
+                theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
+            }
+            Err(_) => theirs,
+        };
         let request = json!({
             "id": id, "dir": home.path(), "uid": uid,
             "file_size_bytes": self.config.limits.file_size_bytes,

@@ -5,9 +5,12 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where POSIX shared memory and semaphores are files.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// The users that kernels of a server that is root run as, each used by one kernel at a time.
 #[derive(Debug, Default)]
@@ -82,6 +85,9 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        if let Some(id) = self.user() {
+            clear_shared_memory(id);
+        }
         if std::fs::remove_dir_all(&self.directory).is_ok() {
             return;
         }
@@ -90,6 +96,19 @@ impl Drop for Home {
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(directory = %self.directory.display(), %error, "a kernel's directory could not be removed");
+        }
+    }
+}
+
+/// Removes what the user left in `/dev/shm`: it would stay until the machine's next start.
+fn clear_shared_memory(user: u32) {
+    for entry in std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten() {
+        if entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "shared memory could not be removed");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ mod capture;
 mod engine;
 mod frames;
 mod home;
+mod isolation;
 mod kernel;
 mod pool;
 mod stage;
@@ -16,6 +17,7 @@ mod tree;
 mod zygote;
 
 pub use engine::{Engine, EngineConfig, EngineError, EngineStatus, StageStatus};
+pub use sandbox::Allowed;
 pub use stage::{Preload, stage_for};
 pub use tree::PythonTree;
-pub use zygote::ZygoteProtection;
+pub use zygote::Held;

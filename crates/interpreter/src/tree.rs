@@ -31,6 +31,11 @@ impl PythonTree {
         beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("build/tree"))
     }
 
+    /// The whole tree.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The interpreter.
     pub fn python(&self) -> PathBuf {
         self.root.join("python/bin/python3")

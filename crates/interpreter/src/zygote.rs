@@ -2,23 +2,25 @@
 //!
 //! Rule: a family lives and dies as one. When its root ends, every kernel of it has ended, and a new family is started.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Pidfd};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::PythonTree;
+use crate::isolation::Isolation;
 use crate::stage;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 8] = [
+const MODULES: [(&str, &str); 9] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
+    ("harness_cage", include_str!("../harness/cage.py")),
     ("harness_kernel", include_str!("../harness/kernel.py")),
     ("harness_cell", include_str!("../harness/cell.py")),
     ("harness_streams", include_str!("../harness/streams.py")),
@@ -36,21 +38,13 @@ pub(crate) enum StageState {
     /// Still importing.
     Starting,
     /// Forks kernels.
-    Ready { missing: Vec<String>, protection: ZygoteProtection, baseline_bytes: u64 },
+    Ready { missing: Vec<String>, held: Held, baseline_bytes: u64 },
     /// Gone.
     Dead,
 }
 
-/// What the kernel granted the zygote; its kernels inherit it.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub struct ZygoteProtection {
-    /// Set-user-id programs give no rights.
-    pub no_new_privileges: bool,
-    /// Processes of the same user can't read its memory.
-    pub non_dumpable: bool,
-    /// Kernels can run as another user who can reach all they need.
-    pub drops_user: bool,
-}
+/// What the kernel granted when the zygote tried its layers: for each the errno, 0 where it held.
+pub type Held = BTreeMap<String, i32>;
 
 /// A kernel as its zygote announces it.
 pub(crate) struct Spawned {
@@ -63,7 +57,7 @@ pub(crate) struct Spawned {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, protection: ZygoteProtection, pid: i32 },
+    Ready { ready: String, missing: Vec<String>, held: Held, pid: i32 },
     Spawned { spawned: u64, pid: i32 },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
@@ -141,10 +135,10 @@ impl Link {
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, protection, pid }) => {
+            Ok(Message::Ready { ready, missing, held, pid }) => {
                 let baseline_bytes = sandbox::usage_of_process(pid).memory_bytes;
-                tracing::debug!(stage = ready, ?missing, ?protection, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, protection, baseline_bytes });
+                tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
+                self.state.send_replace(StageState::Ready { missing, held, baseline_bytes });
             }
             Ok(Message::Spawned { spawned, pid }) => {
                 let handle = fds.into_iter().next().map(Pidfd::new).ok_or_else(|| "no handle came with the kernel".to_owned());
@@ -182,12 +176,12 @@ pub(crate) struct Family {
 }
 
 /// What a family is started with.
-#[derive(Debug)]
 pub(crate) struct FamilyConfig<'a> {
     pub(crate) tree: &'a PythonTree,
     pub(crate) stages: usize,
     /// Tried in a throw-away child: whether kernels can run as this user.
     pub(crate) probe_user: Option<u32>,
+    pub(crate) isolation: &'a Isolation,
     pub(crate) state_dir: &'a std::path::Path,
 }
 
@@ -197,6 +191,8 @@ impl Family {
     pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
         let first_control = SOURCES_FD + 1;
         let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
+        let ruleset = config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir)).transpose()?;
+        let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
         let probe_paths = [config.tree.site(), config.state_dir.to_path_buf()];
         let start = json!({
             "sources": sources,
@@ -206,11 +202,16 @@ impl Family {
                 "matplotlib": config.state_dir.join("matplotlib"),
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
+                "seccomp": config.isolation.seccomp,
+                "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
+                "allow_network": config.isolation.allowed.network,
+                "allow_subprocess": config.isolation.allowed.subprocess,
                 "stages": stage::describe(config.stages, first_control),
             },
         });
         let mut descriptors =
             vec![ChildDescriptor { fd: sandbox::memory_file(start.to_string().as_bytes())?, number: SOURCES_FD }];
+        descriptors.extend(ruleset.map(|fd| ChildDescriptor { fd, number: ruleset_fd }));
         let mut links = Vec::new();
         for number in (first_control..).take(config.stages) {
             let (ours, theirs) = ControlSocket::pair()?;

@@ -91,12 +91,19 @@ pub struct SupervisorDescriptors {
 
 /// The kernel's ends, to be sent to the zygote and closed.
 #[derive(Debug)]
-pub struct KernelDescriptors([OwnedFd; 4]);
+pub struct KernelDescriptors(Vec<OwnedFd>);
 
 impl KernelDescriptors {
-    /// In the order the harness expects: channel, stdout, stderr, shared memory.
-    pub fn borrow(&self) -> [BorrowedFd<'_>; 4] {
-        self.0.each_ref().map(AsFd::as_fd)
+    /// In the order the harness expects: channel, stdout, stderr, shared memory, and the rule set if there is one.
+    pub fn borrow(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// Adds the Landlock rule set the kernel is to put in force.
+    #[must_use]
+    pub fn with_ruleset(mut self, ruleset: OwnedFd) -> Self {
+        self.0.push(ruleset);
+        self
     }
 }
 
@@ -114,7 +121,7 @@ pub fn kernel_descriptors(shared_size: u64) -> io::Result<(SupervisorDescriptors
     let shared = rustix::fs::memfd_create("code-interpreter-output", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&shared, shared_size)?;
     let child_shared = shared.try_clone()?;
-    Ok((SupervisorDescriptors { channel, stdout, stderr, shared }, KernelDescriptors([theirs, out, err, child_shared])))
+    Ok((SupervisorDescriptors { channel, stdout, stderr, shared }, KernelDescriptors(vec![theirs, out, err, child_shared])))
 }
 
 /// A file in memory with these contents, positioned at its start.

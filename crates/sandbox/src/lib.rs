@@ -6,14 +6,18 @@
 
 mod descriptors;
 mod kill;
+mod landlock;
 mod proc;
+mod seccomp;
 mod spawn;
 mod supervisor;
 
+pub use crate::landlock::Landlock;
 pub use descriptors::{
     ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,
 };
 pub use kill::{KernelProcess, Reaper};
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
+pub use seccomp::{Allowed, Rule, native_arch, programs, rules};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};

@@ -70,6 +70,8 @@ pub enum LayerState {
     Active,
     /// It was tried and the kernel said no.
     Refused,
+    /// The operator's settings leave it off.
+    Off,
     /// It does not apply here.
     NotApplicable,
     /// Not known yet: the interpreter is still starting.
@@ -85,38 +87,76 @@ pub struct Layer {
     pub state: LayerState,
     /// What it does.
     pub effect: &'static str,
+    /// Why it is refused or off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Every protection, as it stands in this process.
 pub fn layers(status: &EngineStatus) -> Vec<Layer> {
-    let held = |held: Option<bool>| match held {
-        Some(true) => LayerState::Active,
-        Some(false) => LayerState::Refused,
-        None => LayerState::Unknown,
+    let layer = |name, state, effect| Layer { name, state, effect, reason: None };
+    let by_us = |name, effect| layer(name, LayerState::Active, effect);
+    let of_supervisor = |name, held, effect| layer(name, if held { LayerState::Active } else { LayerState::Refused }, effect);
+    let tried = |name, effect| {
+        let errno = status.held.as_ref().map(|held| held.get(name).copied());
+        let (state, reason) = match errno {
+            None => (LayerState::Unknown, None),
+            Some(None) => (LayerState::NotApplicable, None),
+            Some(Some(0)) => (LayerState::Active, None),
+            Some(Some(errno)) => (LayerState::Refused, Some(std::io::Error::from_raw_os_error(errno).to_string())),
+        };
+        Layer { name, state, effect, reason }
     };
-    let started = status.zygote_protection.as_ref();
-    let layer = |name, state, effect| Layer { name, state, effect };
+    let seccomp = tried("seccomp", "system calls that exploits and escapes need are refused");
+    // What is denied by the filter alone holds where the filter does.
+    let by_seccomp = |name, allowed: bool, setting: &str, effect| {
+        if allowed {
+            Layer { name, state: LayerState::Off, effect, reason: Some(format!("{setting} is on")) }
+        } else {
+            Layer { name, state: seccomp.state, effect, reason: seccomp.reason.clone() }
+        }
+    };
     vec![
-        layer("process_per_call", LayerState::Active, "each call has a process of its own that is killed with all it started"),
-        layer("scrubbed_environment", LayerState::Active, "the code's environment is built from nothing"),
-        layer("resource_limits", LayerState::Active, "memory, CPU, file size, descriptors, processes, no core files"),
-        layer(
+        by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
+        by_us("scrubbed_environment", "the code's environment is built from nothing"),
+        by_us("resource_limits", "memory, CPU, file size, descriptors, processes, no core files"),
+        of_supervisor(
             "non_dumpable_supervisor",
-            held(Some(status.supervisor_non_dumpable)),
+            status.supervisor_non_dumpable,
             "the code can't read the server's memory or environment",
         ),
-        layer("subreaper", held(Some(status.supervisor_subreaper)), "daemons the code leaves behind are found by descent"),
-        layer("no_new_privileges", held(started.map(|p| p.no_new_privileges)), "set-user-id programs give the code no rights"),
-        layer("non_dumpable_kernels", held(started.map(|p| p.non_dumpable)), "calls can't read one another's memory"),
-        layer(
-            "user_per_call",
-            match started.map(|p| p.drops_user) {
-                _ if !status.runs_as_root => LayerState::NotApplicable,
-                other => held(other),
-            },
-            "a server that is root runs each call as another, powerless user",
-        ),
+        of_supervisor("subreaper", status.supervisor_subreaper, "daemons the code leaves behind are found by descent"),
+        tried("no_new_privileges", "set-user-id programs give the code no rights"),
+        tried("non_dumpable_kernels", "calls can't read one another's memory"),
+        tried("user_per_call", "a server that is root runs each call as another, powerless user"),
+        tried("no_capabilities", "the code has none of root's rights"),
+        tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory"),
+        by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
+        by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),
+        seccomp.clone(),
     ]
+}
+
+/// Whether each of the layers the operator insists on is active.
+///
+/// # Errors
+/// Names the first that is not, why, and what to do.
+pub fn require(status: &EngineStatus, required: &[String]) -> Result<(), String> {
+    let layers = layers(status);
+    for name in required {
+        let Some(layer) = layers.iter().find(|layer| layer.name == name) else {
+            let known = layers.iter().map(|layer| layer.name).collect::<Vec<_>>().join(", ");
+            return Err(format!("REQUIRE_LAYERS: there is no layer {name}; there are {known}"));
+        };
+        if layer.state != LayerState::Active {
+            let reason = layer.reason.as_deref().unwrap_or("it does not apply here");
+            return Err(format!(
+                "REQUIRE_LAYERS: the layer {name} is not active: {reason}. Run where the kernel grants it \
+                 (`code-interpreter doctor` shows what holds), or take it out of REQUIRE_LAYERS"
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn platform() -> String {

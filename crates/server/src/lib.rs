@@ -9,7 +9,7 @@ mod progress;
 mod refusal;
 mod tools;
 
-pub use environment::{EnvironmentInfo, Layer, LayerState, layers};
+pub use environment::{EnvironmentInfo, Layer, LayerState, layers, require};
 pub use http_door::{HttpOptions, router, serve};
 pub use mcp::serve_stdio;
 pub use tools::{Interpreter, PackageList};

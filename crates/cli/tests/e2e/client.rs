@@ -19,6 +19,8 @@ pub(crate) enum Home {
     Caller,
     /// An ordinary user. Needs root to become one.
     User,
+    /// An ordinary user on a kernel without Landlock. Needs root to become one.
+    NoLandlock,
     /// A user for whom the kernel refuses prctl, as inside a Lambda function. Needs root to become one.
     Lambda,
 }
@@ -59,12 +61,17 @@ pub(crate) fn program() -> Command {
 pub(crate) fn program_in(home: Home) -> Command {
     let (program, tree) = installation();
     let mut command = match home {
-        Home::User | Home::Lambda if !is_root() => panic!("{home:?} needs root"),
+        Home::User | Home::Lambda | Home::NoLandlock if !is_root() => panic!("{home:?} needs root"),
         Home::Caller | Home::User => Command::new(program),
         Home::Lambda => {
             // prctl answers EPERM for everything below this shell.
             let mut command = Command::new(jail());
-            command.arg(program);
+            command.arg("lambda").arg(program);
+            command
+        }
+        Home::NoLandlock => {
+            let mut command = Command::new(jail());
+            command.arg("no-landlock").arg(program);
             command
         }
     };
@@ -105,6 +112,11 @@ impl Server {
     /// With the smallest stack.
     pub(crate) fn start() -> Self {
         Self::with(Home::Caller, &[("PRELOAD", "core")])
+    }
+
+    /// With the smallest stack, and leave to start programs.
+    pub(crate) fn with_subprocesses(home: Home) -> Self {
+        Self::with(home, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "10"), ("ALLOW_SUBPROCESS", "true")])
     }
 
     pub(crate) fn with(home: Home, settings: &[(&str, &str)]) -> Self {

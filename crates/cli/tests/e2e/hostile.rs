@@ -120,7 +120,7 @@ async fn hostile_programs_with_the_kernel_layers_refused() {
 
 /// A daemon that left its group, its session and its parent, and undid its subreaper, is gone when the answer is there.
 async fn no_daemon_survives(home: Home) {
-    let server = Server::with(home, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "10")]);
+    let server = Server::with_subprocesses(home);
     let marker = format!("98765.{}", server.pid());
     let undo = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\n";
     for (undo, end) in [("", ""), (undo, ""), ("", "os._exit(0)"), (undo, "while True: pass")] {

@@ -167,7 +167,7 @@ async fn output_streams_as_progress_when_a_token_is_given() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_cancels_its_run() {
-    let server = Server::start();
+    let server = Server::with_subprocesses(Home::Caller);
     let marker = format!("87654.{}", server.pid());
     let code = format!("import subprocess\nsubprocess.run(['sleep', '{marker}'])");
     let request = server.request("POST", "/mcp", &[JSON], call(&code));

@@ -5,5 +5,6 @@ mod client;
 mod command_line;
 mod hostile;
 mod http;
+mod isolation;
 mod semantics;
 mod stdio;

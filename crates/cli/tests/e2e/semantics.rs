@@ -44,7 +44,7 @@ async fn a_huge_value_is_cut() {
 
 #[tokio::test]
 async fn output_of_python_c_code_and_subprocesses_keeps_its_order() {
-    let server = Server::start();
+    let server = Server::with_subprocesses(Home::Caller);
     let code = "import os, subprocess, sys\n\
                 for i in range(600):\n    print(i)\n    if i % 100 == 0:\n        i < 300 and os.write(1, b'raw\\n')\n        \
                 subprocess.run(['echo', 'sub'])\n        os.system('echo shell')\n        sys.stdout.buffer.write(b'bytes\\n')\n";
@@ -99,7 +99,7 @@ async fn tracebacks_show_the_cells_lines_and_none_of_ours() {
 
 #[tokio::test]
 async fn python_habits_work() {
-    let server = Server::start();
+    let server = Server::with_subprocesses(Home::Caller);
     for (code, stdout) in [
         ("try: input()\nexcept EOFError: print('eof')", "eof\n"),
         ("print('\\ud800é')", "\\ud800é\n"),

@@ -9,7 +9,14 @@ use crate::client::program;
 
 #[test]
 fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
-    let mut child = program().arg("stdio").env("PRELOAD", "core").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = program()
+        .arg("stdio")
+        .env("PRELOAD", "core")
+        .env("ALLOW_SUBPROCESS", "true")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut send = |message: Value| writeln!(input, "{message}").unwrap();

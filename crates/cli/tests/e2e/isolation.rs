@@ -1,0 +1,179 @@
+//! The layers around user code, and the hostile programs, in four homes.
+//!
+//! Rule: what is expected of each home is written down. A layer that silently stops working turns a test red, and so
+//! does one that silently starts.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::client::{Home, Server, is_root, program_in};
+
+fn doctor(home: Home, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = program_in(home);
+    let output = command.args(["doctor", "--preload", "core"]).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Runs every attack; each must be stopped, but for those named.
+fn attack(home: Home, open: &[&str]) {
+    let (code, stdout, stderr) = doctor(home, &["--attack", "--json"]);
+    let findings: Vec<Value> = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout}{stderr}"));
+    assert!(findings.len() > 80);
+    let by_verdict = |verdict: &str| {
+        let found = findings.iter().filter(|finding| finding["verdict"] == verdict);
+        found.map(|finding| (finding["name"].as_str().unwrap(), finding["detail"].as_str().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let failed = [by_verdict("broken"), by_verdict("inconclusive")];
+    assert_eq!((code, failed.iter().map(BTreeMap::len).sum::<usize>()), (Some(0), 0), "{home:?}: {failed:#?}");
+    let found = by_verdict("open").into_keys().filter(|name| !UP_TO_THE_MACHINE.contains(name)).collect::<Vec<_>>();
+    assert_eq!(found, open, "{home:?}");
+}
+
+/// Open without Landlock: what the server's user may do with files and signals, the code may do.
+const OPEN_WITHOUT_LANDLOCK: &[&str] = &["kill-server", "kill-zygote", "other-calls-files", "poison-shared-memory", "write-tmp"];
+/// Open where the kernel refuses every layer: there the walls are the function's own.
+const OPEN_IN_LAMBDA: &[&str] = &[
+    "exec-past-hooks",
+    "fork-exec-past-hooks",
+    "kill-server",
+    "kill-zygote",
+    "limit-server",
+    "message-queue",
+    "netlink",
+    "other-calls-files",
+    "parent-descriptors",
+    "parent-environment",
+    "parent-memory",
+    "personality",
+    "pidfd-getfd",
+    "pin-server",
+    "poison-shared-memory",
+    "process-vm-readv",
+    "slow-server",
+    "starve-server",
+    "system-v-memory",
+    "tcp",
+    "udp",
+    "write-tmp",
+    "zygote-memory",
+];
+/// Whether these are open where nothing stops them hangs on how the machine's kernel was built and set.
+const UP_TO_THE_MACHINE: &[&str] =
+    &["af-alg", "bpf", "clone-newuser", "homes", "io-uring", "ipv6", "keyring", "perf", "run-secrets", "userfaultfd", "vsock"];
+
+#[test]
+fn attacks_as_the_caller() {
+    attack(Home::Caller, &[]);
+}
+
+#[test]
+fn attacks_as_an_ordinary_user() {
+    if is_root() {
+        attack(Home::User, &[]);
+    }
+}
+
+#[test]
+fn attacks_as_an_ordinary_user_without_landlock() {
+    if is_root() {
+        attack(Home::NoLandlock, OPEN_WITHOUT_LANDLOCK);
+    }
+}
+
+#[test]
+fn attacks_in_a_lambda_function() {
+    if is_root() {
+        attack(Home::Lambda, OPEN_IN_LAMBDA);
+    }
+}
+
+/// How each layer stands, as `doctor` prints it.
+fn states(home: Home, arguments: &[&str]) -> BTreeMap<String, String> {
+    let (_, report, stderr) = doctor(home, arguments);
+    let layers = report.lines().filter_map(|line| {
+        let (state, rest) = line.split_once(' ')?;
+        Some((rest.trim_start().split_once(": ")?.0.to_owned(), state.to_owned()))
+    });
+    let layers = layers.collect::<BTreeMap<_, _>>();
+    assert!(layers.len() > 10, "{report}{stderr}");
+    layers
+}
+
+#[test]
+fn each_home_has_the_layers_it_should_have() {
+    let refused = |home: Home| {
+        let states = states(home, &[]).into_iter().filter(|(_, state)| state != "active");
+        states.map(|(name, state)| format!("{state} {name}")).collect::<Vec<_>>()
+    };
+    if !is_root() {
+        return assert_eq!(refused(Home::Caller), ["n/a user_per_call"]);
+    }
+    assert_eq!(refused(Home::Caller), Vec::<String>::new());
+    assert_eq!(refused(Home::User), ["n/a user_per_call"]);
+    assert_eq!(refused(Home::NoLandlock), ["REFUSED landlock", "n/a user_per_call"]);
+    assert_eq!(
+        refused(Home::Lambda),
+        [
+            "REFUSED landlock",
+            "REFUSED no_network",
+            "REFUSED no_new_privileges",
+            "REFUSED no_subprocess",
+            "REFUSED non_dumpable_kernels",
+            "REFUSED non_dumpable_supervisor",
+            "REFUSED seccomp",
+            "REFUSED subreaper",
+            "n/a user_per_call",
+        ]
+    );
+}
+
+#[test]
+fn settings_show_as_layers_that_are_off() {
+    let states = states(Home::Caller, &["--allow-network", "--allow-subprocess"]);
+    assert_eq!((states["no_network"].as_str(), states["no_subprocess"].as_str()), ("off", "off"));
+    assert_eq!(states["seccomp"], "active");
+}
+
+#[test]
+fn a_required_layer_that_is_refused_stops_the_start_and_says_what_to_do() {
+    let home = if is_root() { Home::NoLandlock } else { Home::Caller };
+    let (layer, reason) = if is_root() { ("landlock", "Function not implemented") } else { ("user_per_call", "not apply") };
+    for arguments in [["serve"].as_slice(), &["stdio"], &["run", "--code", "1"], &["doctor"]] {
+        let output = program_in(home).args(arguments).env("PORT", "0").env("REQUIRE_LAYERS", layer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {said}");
+        assert!(said.contains(layer) && said.contains(reason) && said.contains("REQUIRE_LAYERS"), "{arguments:?} {said}");
+    }
+    let output = program_in(Home::Caller).args(["doctor", "--require-layer", "moat"]).output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("there is no layer moat; there are process_per_call, "));
+}
+
+#[tokio::test]
+async fn the_network_is_off_until_it_is_allowed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let code = format!(
+        "import socket\ns = socket.create_connection(('127.0.0.1', {}), 2)\nprint('connected')",
+        listener.local_addr().unwrap().port()
+    );
+    let closed = Server::start();
+    let refused = closed.run(&code).await;
+    assert_eq!(refused["error"]["type"], "PermissionError", "{refused:#}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("ALLOW_NETWORK"));
+    let open = Server::with(Home::Caller, &[("PRELOAD", "core"), ("ALLOW_NETWORK", "true")]);
+    assert_eq!(open.run(&code).await["stdout"], "connected\n");
+}
+
+#[tokio::test]
+async fn programs_are_refused_until_they_are_allowed() {
+    let code = "import subprocess\nprint(subprocess.run(['echo', 'ran'], capture_output=True, text=True).stdout)";
+    let refused = Server::start().run(code).await;
+    assert_eq!(refused["error"]["type"], "PermissionError", "{refused:#}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("ALLOW_SUBPROCESS"));
+    let open = Server::with_subprocesses(Home::Caller);
+    assert_eq!(open.run(code).await["stdout"], "ran\n\n");
+    let inside = "import subprocess\nprint(subprocess.run(['cat', '/etc/shadow'], capture_output=True, text=True).stderr)";
+    let inside = open.run(inside).await;
+    assert!(inside["stdout"].as_str().unwrap().contains("Permission denied"), "{inside:#}");
+}

@@ -1,0 +1,92 @@
+"""The layers a kernel puts on before it sees user code, and the probe that tries them.
+
+Rule: a layer that held in the probe must hold in every kernel, or the kernel does not start."""
+
+import errno
+import json
+import os
+import sys
+
+import harness_linux as linux
+
+_NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
+_PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
+_AF_UNIX = 1
+
+
+class Cage:
+    """What is constant for all kernels of a family."""
+
+    def __init__(self, config):
+        self._programs = [bytes.fromhex(program) for program in config["seccomp"]]
+        self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
+        self.held = {}
+
+    def layers(self, ruleset):
+        """In this order: seccomp needs the rights that the others take away."""
+        yield "no_capabilities", linux.drop_capabilities
+        if ruleset is not None:
+            yield "landlock", lambda: linux.restrict_to_ruleset(ruleset)
+        if self._programs:
+            yield "seccomp", lambda: linux.install_seccomp(self._programs)
+
+    def close(self, ruleset):
+        """Locks this process in."""
+        for name, put_on in self.layers(ruleset):
+            refused = put_on()
+            if refused and self.held.get(name) == 0:
+                raise OSError(refused, f"the layer {name} held at start and is refused now")
+        if not (self._network and self._subprocess):
+            sys.addaudithook(self._explain)
+
+    def _explain(self, event, args):
+        """Says which setting is off, before the system says no more than "not permitted"."""
+        if event in _PROGRAM_EVENTS and not self._subprocess:
+            raise PermissionError(errno.EPERM, "programs can't be started here: ALLOW_SUBPROCESS is off")
+        if not self._network and (event in _NETWORK_EVENTS or event == "socket.__new__" and args[1] not in (_AF_UNIX, -1)):
+            raise PermissionError(errno.EACCES, "there is no network here: ALLOW_NETWORK is off")
+
+    def probe(self, drop_user, probe_paths, ruleset):
+        """Tries every layer in a throw-away child; gives the errno of each, 0 where it held."""
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                held = self._try_layers(drop_user, probe_paths, ruleset)
+                os.write(write, json.dumps(held).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as answer:
+            held = json.loads(answer.read() or b"{}")
+        os.waitpid(pid, 0)
+        self.held = held
+        return held
+
+    def _try_layers(self, drop_user, probe_paths, ruleset):
+        held = {}
+        if drop_user is not None:
+            held["user_per_call"] = _error_of(lambda: _become(drop_user, probe_paths))
+        for name, put_on in self.layers(ruleset):
+            held[name] = put_on()
+        return held
+
+
+def _become(uid, paths):
+    drop_user(uid)
+    for path in paths:
+        os.stat(os.path.join(path, "."))
+
+
+def drop_user(uid):
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _error_of(action):
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+    return 0

@@ -1,0 +1,57 @@
+//! The kernel layers around user code: what is asked for, and what is made once for all kernels.
+
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sandbox::{Allowed, Landlock};
+
+use crate::PythonTree;
+use crate::zygote::Held;
+
+/// Not implemented: what a kernel without the layer answers.
+const ENOSYS: i32 = 38;
+
+/// The layers of one engine.
+#[derive(Debug)]
+pub(crate) struct Isolation {
+    pub(crate) allowed: Allowed,
+    /// Filter programs in hexadecimal, as the harness takes them; none on an architecture that has no rules.
+    pub(crate) seccomp: Vec<String>,
+    /// Or why the kernel has none.
+    pub(crate) landlock: io::Result<Landlock>,
+}
+
+impl Isolation {
+    pub(crate) fn new(allowed: Allowed, tree: &PythonTree, state_dir: &Path) -> Self {
+        let programs = sandbox::native_arch().map(|arch| sandbox::programs(allowed, arch)).transpose();
+        let seccomp = programs.unwrap_or_else(|error| {
+            tracing::error!(error, "the system call filters could not be built");
+            None
+        });
+        let hexadecimal = |program: Vec<u8>| {
+            program.iter().fold(String::new(), |mut text, byte| {
+                // Writing to a String can't fail.
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+        };
+        let readable: Vec<PathBuf> = vec![tree.root().to_path_buf(), state_dir.join("matplotlib")];
+        Self {
+            allowed,
+            seccomp: seccomp.unwrap_or_default().into_iter().map(hexadecimal).collect(),
+            landlock: Landlock::new(allowed, readable, sandbox::is_root()),
+        }
+    }
+
+    /// Adds what could not even be tried to what the zygote has tried.
+    pub(crate) fn complete(&self, mut held: Held) -> Held {
+        if let Err(error) = &self.landlock {
+            held.insert("landlock".to_owned(), error.raw_os_error().unwrap_or(ENOSYS));
+        }
+        if self.seccomp.is_empty() {
+            held.insert("seccomp".to_owned(), ENOSYS);
+        }
+        held
+    }
+}

@@ -1,4 +1,5 @@
-"""The layers a kernel puts on before it sees user code, and the probe that tries them.
+"""The layers around user code, and the probe that tries them. What is the same for all kernels is put on by their zygote
+once, the rest by each kernel before it sees user code.
 
 Rule: a layer that held in the probe must hold in every kernel, or the kernel does not start."""
 
@@ -22,22 +23,22 @@ class Cage:
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
         self.held = {}
 
-    def layers(self, ruleset):
-        """In this order: seccomp needs the rights that the others take away."""
-        yield "no_capabilities", linux.drop_capabilities
-        if ruleset is not None:
-            yield "landlock", lambda: linux.restrict_to_ruleset(ruleset)
+    def close_zygote(self):
+        """For this process, which only forks from here on, and every kernel it forks."""
         if self._programs:
-            yield "seccomp", lambda: linux.install_seccomp(self._programs)
+            self._hold("seccomp", linux.install_seccomp(self._programs))
 
-    def close(self, ruleset):
+    def close_kernel(self, ruleset):
         """Locks this process in."""
-        for name, put_on in self.layers(ruleset):
-            refused = put_on()
-            if refused and self.held.get(name) == 0:
-                raise OSError(refused, f"the layer {name} held at start and is refused now")
+        self._hold("no_capabilities", linux.drop_capabilities())
+        if ruleset is not None:
+            self._hold("landlock", linux.restrict_to_ruleset(ruleset))
         if not (self._network and self._subprocess):
             sys.addaudithook(self._explain)
+
+    def _hold(self, name, refused):
+        if refused and self.held.get(name) == 0:
+            raise OSError(refused, f"the layer {name} held at start and is refused now")
 
     def _explain(self, event, args):
         """Says which setting is off, before the system says no more than "not permitted"."""
@@ -67,8 +68,11 @@ class Cage:
         held = {}
         if drop_user is not None:
             held["user_per_call"] = _error_of(lambda: _become(drop_user, probe_paths))
-        for name, put_on in self.layers(ruleset):
-            held[name] = put_on()
+        held["no_capabilities"] = linux.drop_capabilities()
+        if ruleset is not None:
+            held["landlock"] = linux.restrict_to_ruleset(ruleset)
+        if self._programs:
+            held["seccomp"] = linux.install_seccomp(self._programs)
         return held
 
 

@@ -52,6 +52,7 @@ def main(config):
             continue
         for later in stages[index + 1 :]:
             os.close(later["control_fd"])
+        cage.close_zygote()
         try:
             control.send(_message(ready=stage["name"], missing=missing, held=held, pid=os.getpid()))
             _serve(control, cage, stage["kernel_warm"])

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sandbox::{Allowed, Landlock};
 
@@ -36,11 +36,16 @@ impl Isolation {
                 text
             })
         };
-        let readable: Vec<PathBuf> = vec![tree.root().to_path_buf(), state_dir.join("matplotlib")];
+        // The zygote fills it; a rule needs it to be there.
+        let matplotlib = state_dir.join("matplotlib");
+        if let Err(error) = std::fs::create_dir_all(&matplotlib) {
+            tracing::warn!(%error, "matplotlib's directory could not be made");
+        }
+        let readable = [tree.root().to_path_buf(), matplotlib];
         Self {
             allowed,
             seccomp: seccomp.unwrap_or_default().into_iter().map(hexadecimal).collect(),
-            landlock: Landlock::new(allowed, readable, sandbox::is_root()),
+            landlock: Landlock::new(allowed, &readable, sandbox::is_root()),
         }
     }
 

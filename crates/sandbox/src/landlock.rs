@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
-    path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
 };
 
 use crate::seccomp::Allowed;
@@ -51,19 +51,36 @@ const SHARED_MEMORY: &str = "/dev/shm";
 #[derive(Debug)]
 pub struct Landlock {
     abi: i32,
-    allowed: Allowed,
-    readable: Vec<PathBuf>,
-    own_user: bool,
+    network: bool,
+    /// Opened once: every kernel's rule set has these.
+    common: Vec<(PathFd, BitFlags<AccessFs>)>,
 }
 
 impl Landlock {
     /// `readable`: what the code may read besides the system's own. `own_user`: whether each kernel is another user, so
-    /// that `/dev/shm` can be shared.
+    /// that `/dev/shm` can be shared. Paths that don't exist are left out.
     ///
     /// # Errors
     /// The kernel's reason for having no Landlock.
-    pub fn new(allowed: Allowed, readable: Vec<PathBuf>, own_user: bool) -> io::Result<Self> {
-        Ok(Self { abi: abi()?, allowed, readable, own_user })
+    pub fn new(allowed: Allowed, readable: &[PathBuf], own_user: bool) -> io::Result<Self> {
+        let abi = abi()?;
+        let read = if allowed.subprocess { AccessFs::from_read(NEWEST) } else { AccessFs::ReadFile | AccessFs::ReadDir };
+        let paths = |list: &[&str], access| list.iter().map(|path| (PathBuf::from(path), access)).collect::<Vec<_>>();
+        let mut wanted = paths(SYSTEM, read);
+        wanted.extend(readable.iter().map(|path| (path.clone(), read)));
+        wanted.extend(paths(DEVICES, AccessFs::ReadFile | AccessFs::WriteFile));
+        if allowed.subprocess {
+            wanted.extend(paths(PROGRAMS, read));
+        }
+        if own_user {
+            wanted.extend(paths(&[SHARED_MEMORY], AccessFs::from_all(NEWEST)));
+        }
+        let common = wanted.into_iter().filter_map(|(path, access)| {
+            // A rule for a file must not name rights that only directories have.
+            let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
+            Some((PathFd::new(&path).ok()?, access))
+        });
+        Ok(Self { abi, network: allowed.network, common: common.collect() })
     }
 
     /// The kernel's version of the interface.
@@ -79,23 +96,20 @@ impl Landlock {
         self.build(own_directory).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    fn build(&self, own_directory: &Path) -> Result<Option<OwnedFd>, landlock::RulesetError> {
-        let read = if self.allowed.subprocess { AccessFs::from_read(NEWEST) } else { AccessFs::ReadFile | AccessFs::ReadDir };
-        let write: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
-        let mut ruleset =
-            Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(write)?.scope(Scope::from_all(NEWEST))?;
-        if !self.allowed.network {
+    fn build(&self, own_directory: &Path) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
+        let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(everything)?
+            .scope(Scope::from_all(NEWEST))?;
+        if !self.network {
             ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
         }
-        let programs = if self.allowed.subprocess { PROGRAMS } else { &[] };
-        let shared = self.own_user.then_some(SHARED_MEMORY);
-        let created = ruleset
-            .create()?
-            .add_rules(path_beneath_rules(SYSTEM.iter().chain(programs), read))?
-            .add_rules(path_beneath_rules(&self.readable, read))?
-            .add_rules(path_beneath_rules(DEVICES, AccessFs::ReadFile | AccessFs::WriteFile))?
-            .add_rules(path_beneath_rules(shared, AccessFs::from_all(NEWEST)))?
-            .add_rules(path_beneath_rules([own_directory], write))?;
+        let mut created = ruleset.create()?;
+        for (path, access) in &self.common {
+            created = created.add_rule(PathBeneath::new(path, *access))?;
+        }
+        created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, everything))?;
         Ok(created.into())
     }
 }

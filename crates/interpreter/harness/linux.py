@@ -38,6 +38,20 @@ def prctl(option, value):
     return _call("prctl", option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
 
 
+def unshare(flags):
+    return _call("unshare", flags)
+
+
+def setns(fd, kind):
+    return _call("setns", fd, kind)
+
+
+def mount(source, target, kind, flags):
+    if _libc is None:
+        return errno.ENOSYS
+    return _call("mount", source, target, kind, ctypes.c_ulong(flags), None)
+
+
 def install_seccomp(programs):
     """Puts filter programs in force, for this process and all it starts."""
     for program in programs:

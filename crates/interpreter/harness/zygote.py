@@ -17,6 +17,7 @@ import warnings
 import harness_figures as figures
 import harness_kernel as kernel
 import harness_linux as linux
+import harness_namespaces as namespaces
 from harness_cage import Cage
 
 _DESCRIPTORS_OF_A_KERNEL = 5  # the last one, a rule set, only where there is Landlock
@@ -29,7 +30,11 @@ def main(config):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
         pass
-    held = {
+    flags = namespaces.wanted(config["allow_network"])
+    held = {"namespaces": namespaces.try_all(flags)}
+    if held["namespaces"] == 0:
+        namespaces.enter(flags)
+    held |= {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
         "non_dumpable_kernels": linux.prctl(linux.PR_SET_DUMPABLE, 0),
     }
@@ -54,10 +59,19 @@ def main(config):
             os.close(later["control_fd"])
         cage.close_zygote()
         try:
-            control.send(_message(ready=stage["name"], missing=missing, held=held, pid=os.getpid()))
+            _announce(control, ready=stage["name"], missing=missing, held=held)
             _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
+
+
+def _announce(control, **message):
+    """Says that a stage is ready, with a handle on this process and on the /proc that its kernels see."""
+    handle = os.pidfd_open(os.getpid())
+    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    socket.send_fds(control, [_message(**message)], [handle, proc])
+    os.close(handle)
+    os.close(proc)
 
 
 def _prepare_interpreter(config):
@@ -128,17 +142,18 @@ def _serve(control, cage, kernel_warm):
 
 def _spawn(control, cage, spawn, fds, children, kernel_warm):
     try:
+        namespaces.before_kernel()
         pid = os.fork()
     except OSError as error:
         _close_all(fds)
         control.send(_message(failed=spawn["id"], reason=str(error)))
         return
     if pid == 0:
-        kernel.main(fds, cage, _parent_of_fork, spawn, kernel_warm)
+        kernel.main(fds, cage, 0 if namespaces.in_use() else _parent_of_fork, spawn, kernel_warm)
     _close_all(fds)
     children[pid] = spawn["id"]
     handle = os.pidfd_open(pid)
-    socket.send_fds(control, [_message(spawned=spawn["id"], pid=pid)], [handle])
+    socket.send_fds(control, [_message(spawned=spawn["id"])], [handle])
     os.close(handle)
 
 

@@ -1,5 +1,6 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -384,7 +385,7 @@ impl Inner {
 
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
-        let StageState::Ready { held, baseline_bytes, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let StageState::Ready { held, baseline_bytes, proc, .. } = link.state() else { return Err("the zygote died".to_owned()) };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
             Some(self.users.take().ok_or("every kernel user is in use")?)
@@ -397,7 +398,7 @@ impl Inner {
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {
             Ok(landlock) => {
-                let ruleset = landlock.ruleset(home.path());
+                let ruleset = landlock.ruleset(home.path(), proc.as_ref().map(|proc| proc.as_fd()));
                 theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
             }
             Err(_) => theirs,
@@ -410,7 +411,12 @@ impl Inner {
         let spawned = link.spawn(id, request.to_string().as_bytes(), &theirs).await?;
         drop(theirs);
         let death = spawned.handle.try_clone().map_err(|error| error.to_string())?;
-        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id));
+        let process = KernelProcess::new(
+            spawned.pid,
+            spawned.handle,
+            uid.unwrap_or_else(sandbox::user_id),
+            held.get("namespaces") == Some(&0),
+        );
         let mut kernel = Kernel::new(process, ours, death, spawned.exited, baseline_bytes, self.reaper.clone(), home)
             .map_err(|error| format!("watching a kernel: {error}"))?;
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Pidfd};
 use serde::Deserialize;
@@ -18,9 +18,10 @@ use crate::isolation::Isolation;
 use crate::stage;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 9] = [
+const MODULES: [(&str, &str); 10] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
     ("harness_cage", include_str!("../harness/cage.py")),
+    ("harness_namespaces", include_str!("../harness/namespaces.py")),
     ("harness_kernel", include_str!("../harness/kernel.py")),
     ("harness_cell", include_str!("../harness/cell.py")),
     ("harness_streams", include_str!("../harness/streams.py")),
@@ -38,7 +39,7 @@ pub(crate) enum StageState {
     /// Still importing.
     Starting,
     /// Forks kernels.
-    Ready { missing: Vec<String>, held: Held, baseline_bytes: u64 },
+    Ready { missing: Vec<String>, held: Held, baseline_bytes: u64, proc: Option<Arc<OwnedFd>> },
     /// Gone.
     Dead,
 }
@@ -57,8 +58,8 @@ pub(crate) struct Spawned {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, held: Held, pid: i32 },
-    Spawned { spawned: u64, pid: i32 },
+    Ready { ready: String, missing: Vec<String>, held: Held },
+    Spawned { spawned: u64 },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
 }
@@ -135,14 +136,18 @@ impl Link {
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, held, pid }) => {
-                let baseline_bytes = sandbox::usage_of_process(pid).memory_bytes;
+            Ok(Message::Ready { ready, missing, held }) => {
+                let mut fds = fds.into_iter();
+                let pid = fds.next().and_then(|handle| Pidfd::new(handle).pid());
+                let baseline_bytes = pid.map_or(0, |pid| sandbox::usage_of_process(pid).memory_bytes);
+                let proc = fds.next().map(Arc::new);
                 tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, held, baseline_bytes });
+                self.state.send_replace(StageState::Ready { missing, held, baseline_bytes, proc });
             }
-            Ok(Message::Spawned { spawned, pid }) => {
-                let handle = fds.into_iter().next().map(Pidfd::new).ok_or_else(|| "no handle came with the kernel".to_owned());
-                self.announce(spawned, handle.map(|handle| (pid, handle)));
+            Ok(Message::Spawned { spawned }) => {
+                let handle = fds.into_iter().next().map(Pidfd::new);
+                let kernel = handle.and_then(|handle| Some((handle.pid()?, handle)));
+                self.announce(spawned, kernel.ok_or_else(|| "it ended at once".to_owned()));
             }
             Ok(Message::Failed { failed, reason }) => self.announce(failed, Err(format!("the zygote could not fork: {reason}"))),
             Ok(Message::Exited { exited, status }) => {
@@ -172,7 +177,7 @@ impl Link {
 
 /// A running family.
 pub(crate) struct Family {
-    pub(crate) links: Vec<std::sync::Arc<Link>>,
+    pub(crate) links: Vec<Arc<Link>>,
 }
 
 /// What a family is started with.
@@ -191,7 +196,8 @@ impl Family {
     pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
         let first_control = SOURCES_FD + 1;
         let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
-        let ruleset = config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir)).transpose()?;
+        let ruleset =
+            config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir, None)).transpose()?;
         let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
         let probe_paths = [config.tree.site(), config.state_dir.to_path_buf()];
         let start = json!({
@@ -218,11 +224,7 @@ impl Family {
             descriptors.push(ChildDescriptor { fd: theirs, number });
             let _context = runtime.enter();
             let control = sandbox::watched(ours)?;
-            links.push(std::sync::Arc::new(Link {
-                control,
-                state: watch::Sender::new(StageState::Starting),
-                waiting: Mutex::default(),
-            }));
+            links.push(Arc::new(Link { control, state: watch::Sender::new(StageState::Starting), waiting: Mutex::default() }));
         }
         let mut command = Command::new(config.tree.python());
         command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");

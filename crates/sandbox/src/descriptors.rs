@@ -167,6 +167,14 @@ impl Pidfd {
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
     }
 
+    /// The process's id as this process counts, whatever namespace it lives in; `None` when it has gone.
+    pub fn pid(&self) -> Option<i32> {
+        let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&self.0));
+        let text = std::fs::read_to_string(path).ok()?;
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+        (pid > 0).then_some(pid)
+    }
+
     /// Another descriptor of the same process.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //!
 //! Rule: a kill is done when a scan finds nothing left. A process group is no help (a daemon leaves it), so the tree is
 //! followed by descent: kernels inherit their orphans, and the supervisor inherits those of a kernel that refused to.
+//! Where there are PID namespaces none of this is needed: a namespace ends with its first process.
 //! Where the kernel denies that (`prctl` in a Lambda function), orphans go to init and are found by user and start time.
 
 use std::collections::{HashMap, HashSet};
@@ -15,6 +16,9 @@ use crate::proc::{self, Stat};
 /// Rounds of stop, rescan and kill before giving up on a tree that grows faster than it can be stopped.
 const MAX_ROUNDS: usize = 200;
 
+/// How long the end of a whole namespace may take.
+const NAMESPACE_PATIENCE_MS: i64 = 10_000;
+
 /// A kernel's process, as far as killing it needs to know.
 #[derive(Debug)]
 pub struct KernelProcess {
@@ -24,14 +28,16 @@ pub struct KernelProcess {
     pub handle: Pidfd,
     /// The user it runs as.
     pub uid: u32,
+    /// Whether it is the first process of a PID namespace, so that everything it started ends with it.
+    pub contained: bool,
     /// Clock ticks after boot at which it was started.
     started: u64,
 }
 
 impl KernelProcess {
     /// Takes note of a kernel that was just started.
-    pub fn new(pid: i32, handle: Pidfd, uid: u32) -> Self {
-        Self { pid, handle, uid, started: proc::stat(pid).map_or(0, |stat| stat.started) }
+    pub fn new(pid: i32, handle: Pidfd, uid: u32, contained: bool) -> Self {
+        Self { pid, handle, uid, contained, started: proc::stat(pid).map_or(0, |stat| stat.started) }
     }
 }
 
@@ -61,6 +67,10 @@ impl Reaper {
     /// Sends SIGKILL to a kernel that has no other process. True when it had none, so that nothing of it can act any
     /// more; false when there is a tree that [`Reaper::kill_tree`] must end.
     pub fn kill_alone(&self, kernel: &KernelProcess) -> bool {
+        if kernel.contained {
+            kernel.handle.signal(Signal::KILL);
+            return proc::children(kernel.pid).is_empty();
+        }
         if !proc::children(kernel.pid).is_empty() {
             return false;
         }
@@ -71,6 +81,12 @@ impl Reaper {
 
     /// Kills a kernel and its whole tree; comes back when nothing is left. Blocks for milliseconds.
     pub fn kill_tree(&self, kernel: &KernelProcess) {
+        if kernel.contained {
+            kernel.handle.signal(Signal::KILL);
+            // The first process of a namespace is dead only when all others in it are.
+            kernel.handle.wait_dead(NAMESPACE_PATIENCE_MS);
+            return;
+        }
         for _ in 0..MAX_ROUNDS {
             let mut victims = vec![kernel.pid];
             victims.extend(proc::descendants(kernel.pid));

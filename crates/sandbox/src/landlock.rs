@@ -5,7 +5,7 @@
 //! and a few devices, and reach nothing else: no other call's files, no socket or signal out of its own domain, no TCP.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -36,7 +36,6 @@ const SYSTEM: &[&str] = &[
     "/etc/group",
     "/etc/hosts",
     "/etc/resolv.conf",
-    "/proc",
     "/sys/fs/cgroup",
     "/sys/devices/system/cpu",
     "/sys/devices/system/node",
@@ -88,15 +87,19 @@ impl Landlock {
         self.abi
     }
 
-    /// The rule set of one kernel.
+    /// The rule set of one kernel. `proc`: the `/proc` it sees.
     ///
     /// # Errors
     /// When the system is out of descriptors or memory.
-    pub fn ruleset(&self, own_directory: &Path) -> io::Result<OwnedFd> {
-        self.build(own_directory).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    pub fn ruleset(&self, own_directory: &Path, proc: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+        self.build(own_directory, proc).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    fn build(&self, own_directory: &Path) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
+    fn build(
+        &self,
+        own_directory: &Path,
+        proc: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -108,6 +111,9 @@ impl Landlock {
         let mut created = ruleset.create()?;
         for (path, access) in &self.common {
             created = created.add_rule(PathBeneath::new(path, *access))?;
+        }
+        if let Some(proc) = proc {
+            created = created.add_rule(PathBeneath::new(proc, AccessFs::ReadFile | AccessFs::ReadDir))?;
         }
         created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, everything))?;
         Ok(created.into())

@@ -59,6 +59,18 @@ const fn always(calls: &'static [&'static str], reason: &'static str) -> Rule {
     Rule { calls, only_on: None, when: When::Always, errno: EPERM, reason }
 }
 
+/// Who a filter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The zygotes; their kernels inherit it.
+    Zygote,
+    /// Kernels: what a zygote must do to make one.
+    Kernel,
+}
+
+/// Calls that a zygote needs to give a kernel its own PID namespace.
+const FOR_KERNELS_ALONE: &[&str] = &["unshare", "setns"];
+
 /// Every rule but the one for sockets, which depends on a setting.
 const RULES: &[Rule] = &[
     always(
@@ -162,7 +174,7 @@ pub fn rules(allowed: Allowed) -> Vec<Rule> {
 
 impl Rule {
     /// As filters of seccompiler's JSON.
-    fn filters(&self, arch: TargetArch) -> Vec<Value> {
+    fn filters(&self, arch: TargetArch, stage: Stage) -> Vec<Value> {
         if self.only_on.is_some_and(|only| only != arch) {
             return Vec::new();
         }
@@ -181,7 +193,12 @@ impl Rule {
             None => json!({"syscall": call, "comment": self.reason}),
             Some(args) => json!({"syscall": call, "comment": self.reason, "args": args}),
         };
-        self.calls.iter().flat_map(|call| conditions.iter().map(move |condition| filter(call, condition))).collect()
+        let in_stage = |call: &&&str| FOR_KERNELS_ALONE.contains(*call) == (stage == Stage::Kernel);
+        self.calls
+            .iter()
+            .filter(in_stage)
+            .flat_map(|call| conditions.iter().map(move |condition| filter(call, condition)))
+            .collect()
     }
 }
 
@@ -189,11 +206,18 @@ impl Rule {
 ///
 /// # Errors
 /// When a rule names a call the architecture does not have: a mistake here, found by the tests.
-pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
+pub fn programs(allowed: Allowed, arch: TargetArch, stage: Stage) -> Result<Vec<Vec<u8>>, String> {
     let rules = rules(allowed);
-    let mut programs = vec![other_numbering(arch)];
+    let mut programs = match stage {
+        Stage::Zygote => vec![other_numbering(arch)],
+        Stage::Kernel => Vec::new(),
+    };
     for errno in [EPERM, EACCES, ENOSYS] {
-        let filter = rules.iter().filter(|rule| rule.errno == errno).flat_map(|rule| rule.filters(arch)).collect::<Vec<_>>();
+        let filter =
+            rules.iter().filter(|rule| rule.errno == errno).flat_map(|rule| rule.filters(arch, stage)).collect::<Vec<_>>();
+        if filter.is_empty() {
+            continue;
+        }
         let source = json!({"deny": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": filter}});
         let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).map_err(|error| error.to_string())?;
         programs.extend(compiled.into_values());
@@ -236,6 +260,11 @@ fn bytes(program: &[seccompiler::sock_filter]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What holds in a kernel.
+    fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
+        Ok([super::programs(allowed, arch, Stage::Zygote)?, super::programs(allowed, arch, Stage::Kernel)?].concat())
+    }
 
     const BOTH: [TargetArch; 2] = [TargetArch::x86_64, TargetArch::aarch64];
     const ALL_SETTINGS: [Allowed; 2] =

@@ -116,6 +116,17 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
             Layer { name, state: seccomp.state, effect, reason: seccomp.reason.clone() }
         }
     };
+    let namespaces = tried(
+        "namespaces",
+        "each call is the first process of its own PID namespace and ends with all in it; mounts, IPC and host name are apart",
+    );
+    let by_namespace = |name, effect| {
+        if status.allowed.network {
+            Layer { name, state: LayerState::Off, effect, reason: Some("ALLOW_NETWORK is on".to_owned()) }
+        } else {
+            Layer { name, state: namespaces.state, effect, reason: namespaces.reason.clone() }
+        }
+    };
     vec![
         by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
         by_us("scrubbed_environment", "the code's environment is built from nothing"),
@@ -128,6 +139,8 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
         of_supervisor("subreaper", status.supervisor_subreaper, "daemons the code leaves behind are found by descent"),
         tried("no_new_privileges", "set-user-id programs give the code no rights"),
         tried("non_dumpable_kernels", "calls can't read one another's memory"),
+        namespaces.clone(),
+        by_namespace("network_namespace", "the code has a network of its own with nothing in it"),
         tried("user_per_call", "a server that is root runs each call as another, powerless user"),
         tried("no_capabilities", "the code has none of root's rights"),
         tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory"),

@@ -19,9 +19,7 @@ class Cage:
     """What is constant for all kernels of a family."""
 
     def __init__(self, config):
-        self._programs = [bytes.fromhex(program) for program in config["seccomp"]["zygote"]]
-        # What a zygote itself has to do for every kernel.
-        self._late_programs = [bytes.fromhex(program) for program in config["seccomp"]["kernel"]]
+        self._programs = [bytes.fromhex(program) for program in config["seccomp"]]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
         self.held = {}
 
@@ -35,8 +33,6 @@ class Cage:
         self._hold("no_capabilities", linux.drop_capabilities())
         if ruleset is not None:
             self._hold("landlock", linux.restrict_to_ruleset(ruleset))
-        if self._late_programs:
-            self._hold("seccomp", linux.install_seccomp(self._late_programs))
         if not (self._network and self._subprocess):
             sys.addaudithook(self._explain)
 
@@ -76,7 +72,7 @@ class Cage:
         if ruleset is not None:
             held["landlock"] = linux.restrict_to_ruleset(ruleset)
         if self._programs:
-            held["seccomp"] = linux.install_seccomp(self._programs + self._late_programs)
+            held["seccomp"] = linux.install_seccomp(self._programs)
         return held
 
 

@@ -4,8 +4,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
-use sandbox::{Allowed, Landlock, Stage};
-use serde::Serialize;
+use sandbox::{Allowed, Landlock};
 
 use crate::PythonTree;
 use crate::zygote::Held;
@@ -14,41 +13,33 @@ use crate::zygote::Held;
 const ENOSYS: i32 = 38;
 
 /// Filter programs in hexadecimal, as the harness takes them; none on an architecture that has no rules.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Filters {
-    zygote: Vec<String>,
-    kernel: Vec<String>,
-}
-
-impl Filters {
-    fn build(allowed: Allowed) -> Result<Self, String> {
-        let Some(arch) = sandbox::native_arch() else { return Ok(Self::default()) };
-        let hexadecimal = |program: Vec<u8>| {
-            program.iter().fold(String::new(), |mut text, byte| {
-                // Writing to a String can't fail.
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
-        };
-        let programs = |stage| Ok::<_, String>(sandbox::programs(allowed, arch, stage)?.into_iter().map(hexadecimal).collect());
-        Ok(Self { zygote: programs(Stage::Zygote)?, kernel: programs(Stage::Kernel)? })
-    }
+fn filters(allowed: Allowed) -> Result<Vec<String>, String> {
+    let Some(arch) = sandbox::native_arch() else { return Ok(Vec::new()) };
+    let hexadecimal = |program: Vec<u8>| {
+        program.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String can't fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    Ok(sandbox::programs(allowed, arch)?.into_iter().map(hexadecimal).collect())
 }
 
 /// The layers of one engine.
 #[derive(Debug)]
 pub(crate) struct Isolation {
     pub(crate) allowed: Allowed,
-    pub(crate) seccomp: Filters,
+    /// Filter programs.
+    pub(crate) seccomp: Vec<String>,
     /// Or why the kernel has none.
     pub(crate) landlock: io::Result<Landlock>,
 }
 
 impl Isolation {
     pub(crate) fn new(allowed: Allowed, tree: &PythonTree, state_dir: &Path) -> Self {
-        let seccomp = Filters::build(allowed).unwrap_or_else(|error| {
+        let seccomp = filters(allowed).unwrap_or_else(|error| {
             tracing::error!(error, "the system call filters could not be built");
-            Filters::default()
+            Vec::new()
         });
         // The zygote fills it; a rule needs it to be there.
         let matplotlib = state_dir.join("matplotlib");
@@ -64,7 +55,7 @@ impl Isolation {
         if let Err(error) = &self.landlock {
             held.insert("landlock".to_owned(), error.raw_os_error().unwrap_or(ENOSYS));
         }
-        if self.seccomp.zygote.is_empty() {
+        if self.seccomp.is_empty() {
             held.insert("seccomp".to_owned(), ENOSYS);
         }
         held

@@ -42,14 +42,15 @@ enum When {
     FirstHasBit(&'static [u64]),
     /// The first argument is none of these.
     FirstIsNone(&'static [u64]),
-    /// The second argument is not 0.
-    SecondIsNotZero,
+    /// The second argument is none of these.
+    SecondIsNone(&'static [u64]),
     /// Programs may not be started.
     WithoutSubprocess,
 }
 
 /// Flags of `clone` that make a namespace: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: &[u64] = &[0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+const NEW_PID: u64 = 0x2000_0000;
 const AF_UNIX: u64 = 1;
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
@@ -58,18 +59,6 @@ const AF_NETLINK: u64 = 16;
 const fn always(calls: &'static [&'static str], reason: &'static str) -> Rule {
     Rule { calls, only_on: None, when: When::Always, errno: EPERM, reason }
 }
-
-/// Who a filter is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// The zygotes; their kernels inherit it.
-    Zygote,
-    /// Kernels: what a zygote must do to make one.
-    Kernel,
-}
-
-/// Calls that a zygote needs to give a kernel its own PID namespace.
-const FOR_KERNELS_ALONE: &[&str] = &["unshare", "setns"];
 
 /// Every rule but the one for sockets, which depends on a setting.
 const RULES: &[Rule] = &[
@@ -98,7 +87,21 @@ const RULES: &[Rule] = &[
         ],
         "changes what the file system looks like",
     ),
-    always(&["unshare", "setns"], "makes or enters namespaces, in which a process has every capability"),
+    Rule {
+        calls: &["unshare"],
+        only_on: None,
+        when: When::FirstIsNone(&[NEW_PID]),
+        errno: EPERM,
+        reason: "makes namespaces, in which a process has every capability; a PID namespace alone needs a capability, which \
+                 zygotes have and kernels don't",
+    },
+    Rule {
+        calls: &["setns"],
+        only_on: None,
+        when: When::SecondIsNone(&[NEW_PID]),
+        errno: EPERM,
+        reason: "enters namespaces; as above",
+    },
     Rule { calls: &["clone"], only_on: None, when: When::FirstHasBit(NAMESPACE_FLAGS), errno: EPERM, reason: "makes namespaces" },
     Rule {
         calls: &["clone3"],
@@ -148,7 +151,13 @@ const RULES: &[Rule] = &[
         errno: EPERM,
         reason: "limits or starves other processes of the same user, such as the server; 0 is the caller itself",
     },
-    Rule { calls: &["setpriority", "ioprio_set"], only_on: None, when: When::SecondIsNotZero, errno: EPERM, reason: "as above" },
+    Rule {
+        calls: &["setpriority", "ioprio_set"],
+        only_on: None,
+        when: When::SecondIsNone(&[0]),
+        errno: EPERM,
+        reason: "as above",
+    },
     always(&["personality"], "switches off address randomisation"),
     always(&["move_pages", "migrate_pages", "mbind", "set_mempolicy"], "moves memory, also that of other processes"),
     Rule {
@@ -174,31 +183,25 @@ pub fn rules(allowed: Allowed) -> Vec<Rule> {
 
 impl Rule {
     /// As filters of seccompiler's JSON.
-    fn filters(&self, arch: TargetArch, stage: Stage) -> Vec<Value> {
+    fn filters(&self, arch: TargetArch) -> Vec<Value> {
         if self.only_on.is_some_and(|only| only != arch) {
             return Vec::new();
         }
         let argument = |index: u8, op: Value, val: u64| json!({"index": index, "type": "dword", "op": op, "val": val});
+        let none_of = |index, values: &[u64]| values.iter().map(|value| argument(index, json!("ne"), *value)).collect();
         let conditions: Vec<Option<Value>> = match self.when {
             When::Always | When::WithoutSubprocess => vec![None],
             When::FirstHasBit(bits) => {
                 bits.iter().map(|bit| Some(json!([argument(0, json!({"masked_eq": bit}), *bit)]))).collect()
             }
-            When::SecondIsNotZero => vec![Some(json!([argument(1, json!("ne"), 0)]))],
-            When::FirstIsNone(values) => {
-                vec![Some(values.iter().map(|value| argument(0, json!("ne"), *value)).collect())]
-            }
+            When::FirstIsNone(values) => vec![Some(none_of(0, values))],
+            When::SecondIsNone(values) => vec![Some(none_of(1, values))],
         };
         let filter = |call: &str, condition: &Option<Value>| match condition {
             None => json!({"syscall": call, "comment": self.reason}),
             Some(args) => json!({"syscall": call, "comment": self.reason, "args": args}),
         };
-        let in_stage = |call: &&&str| FOR_KERNELS_ALONE.contains(*call) == (stage == Stage::Kernel);
-        self.calls
-            .iter()
-            .filter(in_stage)
-            .flat_map(|call| conditions.iter().map(move |condition| filter(call, condition)))
-            .collect()
+        self.calls.iter().flat_map(|call| conditions.iter().map(move |condition| filter(call, condition))).collect()
     }
 }
 
@@ -206,18 +209,11 @@ impl Rule {
 ///
 /// # Errors
 /// When a rule names a call the architecture does not have: a mistake here, found by the tests.
-pub fn programs(allowed: Allowed, arch: TargetArch, stage: Stage) -> Result<Vec<Vec<u8>>, String> {
+pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
     let rules = rules(allowed);
-    let mut programs = match stage {
-        Stage::Zygote => vec![other_numbering(arch)],
-        Stage::Kernel => Vec::new(),
-    };
+    let mut programs = vec![other_numbering(arch)];
     for errno in [EPERM, EACCES, ENOSYS] {
-        let filter =
-            rules.iter().filter(|rule| rule.errno == errno).flat_map(|rule| rule.filters(arch, stage)).collect::<Vec<_>>();
-        if filter.is_empty() {
-            continue;
-        }
+        let filter = rules.iter().filter(|rule| rule.errno == errno).flat_map(|rule| rule.filters(arch)).collect::<Vec<_>>();
         let source = json!({"deny": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": filter}});
         let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).map_err(|error| error.to_string())?;
         programs.extend(compiled.into_values());
@@ -260,11 +256,6 @@ fn bytes(program: &[seccompiler::sock_filter]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What holds in a kernel.
-    fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
-        Ok([super::programs(allowed, arch, Stage::Zygote)?, super::programs(allowed, arch, Stage::Kernel)?].concat())
-    }
 
     const BOTH: [TargetArch; 2] = [TargetArch::x86_64, TargetArch::aarch64];
     const ALL_SETTINGS: [Allowed; 2] =
@@ -335,7 +326,7 @@ mod tests {
                 (bits.iter().map(|bit| [*bit, 0]).collect(), Some([libc::SIGCHLD.cast_unsigned().into(), 0]))
             }
             When::FirstIsNone(values) => (vec![[38, 0], [40, 0], [17, 0]], values.last().map(|value| [*value, 7])),
-            When::SecondIsNotZero => (vec![[0, 1], [2, 1]], Some([1, 0])),
+            When::SecondIsNone(values) => (vec![[0, 1], [2, 0x1000_0000]], values.last().map(|value| [1, *value])),
         }
     }
 

@@ -7,7 +7,7 @@ UV := $(TOOLS)/bin/uv
 UV_VERSION := 0.13.9
 DENY_VERSION := 0.20.2
 
-.PHONY: help run tree test lint deny bench settings lock smoke clean
+.PHONY: help run tree test soak lint deny bench settings lock smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ deny: $(TOOLS)/bin/cargo-deny ## Check licences, bans and sources of all depende
 $(TOOLS)/bin/cargo-deny:
 	@echo "building cargo-deny $(DENY_VERSION) (takes minutes, once)"
 	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
+
+soak: tree ## 10,000 calls, honest and hostile: nothing may be left (takes minutes)
+	SOAK_CALLS=10000 cargo test -p cli --test e2e soak -- --nocapture
 
 bench: tree ## Measure the release server beside a fresh interpreter
 	cargo build --release -p cli

@@ -7,4 +7,5 @@ mod hostile;
 mod http;
 mod isolation;
 mod semantics;
+mod soak;
 mod stdio;

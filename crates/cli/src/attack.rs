@@ -1,4 +1,5 @@
-//! `code-interpreter doctor --attack`: runs hostile programs and says what stopped each.
+//! `code-interpreter doctor --attack`: runs hostile programs, here or against a deployment, and says
+//! what stopped each.
 //!
 //! Rule: an attack that gets through although a layer that should stop it is reported as active is a broken promise,
 //! and the exit code says so. One that no active layer covers is open, and said to be open.
@@ -8,8 +9,10 @@ use std::sync::Arc;
 
 use protocol::{ErrorCode, ExecutionResult};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use server::{Interpreter, LayerState};
+
+use crate::deployment::Deployment;
 
 const ATTACKS: &str = include_str!("../attacks/attacks.json");
 /// A program prints a line that starts with this when its attack worked.
@@ -74,17 +77,30 @@ struct Finding<'a> {
     detail: String,
 }
 
+/// Where the attacks run.
+pub(crate) enum Target {
+    /// An engine in this process.
+    Local(Arc<Interpreter>),
+    /// A deployment, by the address of its MCP endpoint.
+    Remote(Deployment),
+}
+
 /// Runs every attack.
-pub(crate) async fn attack(interpreter: &Arc<Interpreter>, as_json: bool) -> ExitCode {
+pub(crate) async fn attack(target: Arc<Target>, as_json: bool) -> ExitCode {
     let suite: Suite = match serde_json::from_str(ATTACKS) {
         Ok(suite) => suite,
         Err(error) => return crate::fail(&format!("the bundled attacks can't be read: {error}")),
     };
-    let layers = interpreter.environment().sandbox;
-    let active = layers.iter().filter(|layer| layer.state == LayerState::Active).map(|layer| layer.name).collect::<Vec<_>>();
+    let active = match target.active_layers().await {
+        Ok(active) => active,
+        Err(error) => return crate::fail(&error),
+    };
     let mut findings = Vec::new();
     for attack in &suite.attacks {
-        let finding = try_one(interpreter, &suite.prelude, attack, &active).await;
+        let finding = match try_one(&target, &suite.prelude, attack, &active).await {
+            Ok(finding) => finding,
+            Err(error) => return crate::fail(&format!("{}: {error}", attack.name)),
+        };
         if !as_json {
             show(&finding);
         }
@@ -94,6 +110,45 @@ pub(crate) async fn attack(interpreter: &Arc<Interpreter>, as_json: bool) -> Exi
     let failed = count(Verdict::Broken) + count(Verdict::Inconclusive);
     summarise(&findings, as_json, failed, count(Verdict::Open));
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Target {
+    /// Names of the layers that are reported as active.
+    async fn active_layers(self: &Arc<Self>) -> Result<Vec<String>, String> {
+        match &**self {
+            Self::Local(interpreter) => {
+                let layers = interpreter.environment().sandbox.into_iter();
+                Ok(layers.filter(|layer| layer.state == LayerState::Active).map(|layer| layer.name.to_owned()).collect())
+            }
+            Self::Remote(_) => {
+                let environment = self.call("get_environment_info", json!({})).await?;
+                let layers = environment["sandbox"].as_array().ok_or("the deployment does not report its layers")?;
+                let active = layers.iter().filter(|layer| layer["state"] == "active");
+                Ok(active.filter_map(|layer| layer["name"].as_str().map(str::to_owned)).collect())
+            }
+        }
+    }
+
+    async fn run(self: &Arc<Self>, code: &str) -> Result<ExecutionResult, String> {
+        let call = json!({"code": code, "timeout": TIMEOUT_SECONDS});
+        match (&**self, call) {
+            (Self::Local(interpreter), Value::Object(call)) => {
+                let request = interpreter.check(call).map_err(|error| error.to_string())?;
+                Ok(interpreter.execute(&request, &mut |_| {}).await.result)
+            }
+            (_, call) => serde_json::from_value(self.call("execute_python", call).await?).map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Calls a tool of a deployment: its structured result.
+    async fn call(self: &Arc<Self>, tool: &'static str, arguments: Value) -> Result<Value, String> {
+        let target = self.clone();
+        let call = move || match &*target {
+            Self::Remote(deployment) => deployment.call(tool, &arguments),
+            Self::Local(_) => Err("not a deployment".to_owned()),
+        };
+        tokio::task::spawn_blocking(call).await.map_err(|error| error.to_string())?
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "a report for a person")]
@@ -116,32 +171,28 @@ fn summarise(findings: &[Finding<'_>], as_json: bool, failed: usize, open: usize
     }
 }
 
-async fn try_one<'a>(interpreter: &Interpreter, prelude: &[String], attack: &'a Attack, active: &[&str]) -> Finding<'a> {
+async fn try_one<'a>(
+    target: &Arc<Target>,
+    prelude: &[String],
+    attack: &'a Attack,
+    active: &[String],
+) -> Result<Finding<'a>, String> {
     let source = |code: &[String]| [prelude, code].concat().join("\n");
-    let mut result = run(interpreter, &source(&attack.code)).await;
+    let mut result = target.run(&source(&attack.code)).await?;
     if let Some(then) = &attack.then {
-        result = run(interpreter, &source(then)).await;
+        result = target.run(&source(then)).await?;
     }
     let (mut verdict, mut detail) = judge(attack, &result, active);
-    if run(interpreter, "print(2+3)").await.stdout != "5\n" {
+    if target.run("print(2+3)").await?.stdout != "5\n" {
         (verdict, detail) = (Verdict::Broken, "the next call did not work".to_owned());
     }
-    Finding { name: &attack.name, family: &attack.family, tries: &attack.tries, verdict, detail }
+    Ok(Finding { name: &attack.name, family: &attack.family, tries: &attack.tries, verdict, detail })
 }
 
-async fn run(interpreter: &Interpreter, code: &str) -> ExecutionResult {
-    let call =
-        Map::from_iter([("code".to_owned(), Value::String(code.to_owned())), ("timeout".to_owned(), json!(TIMEOUT_SECONDS))]);
-    match interpreter.check(call) {
-        Ok(request) => interpreter.execute(&request, &mut |_| {}).await.result,
-        Err(error) => protocol::Outcome::refused(ErrorCode::Internal, error.to_string()).result,
-    }
-}
-
-fn judge(attack: &Attack, result: &ExecutionResult, active: &[&str]) -> (Verdict, String) {
+fn judge(attack: &Attack, result: &ExecutionResult, active: &[String]) -> (Verdict, String) {
     let last_word = result.stdout.lines().last().unwrap_or_default();
     if let Some(through) = result.stdout.lines().find(|line| line.starts_with(GOT_THROUGH)) {
-        return match attack.stopped_by.iter().find(|layer| active.contains(&layer.as_str())) {
+        return match attack.stopped_by.iter().find(|layer| active.contains(layer)) {
             Some(layer) => (Verdict::Broken, format!("{layer} is active, and yet: {through}")),
             None => (Verdict::Open, format!("would be stopped by {}", attack.stopped_by.join(" or "))),
         };

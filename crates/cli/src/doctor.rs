@@ -1,11 +1,13 @@
 //! `code-interpreter doctor`: runs a cell and shows which protections hold on this machine; with `--attack` it tries them.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use interpreter::Engine;
 use serde_json::{Map, Value};
 use server::{Interpreter, LayerState};
 
+use crate::attack::Target;
 use crate::settings::EngineSettings;
 
 #[expect(clippy::print_stdout, reason = "a report for a person")]
@@ -15,7 +17,7 @@ pub(crate) async fn doctor(settings: &EngineSettings, attack: bool, json: bool) 
         Err(message) => return crate::fail(&message),
     };
     if attack {
-        return crate::attack::attack(&interpreter, json).await;
+        return crate::attack::attack(Arc::new(Target::Local(interpreter)), json).await;
     }
     let call = Map::from_iter([("code".to_owned(), Value::String("print(2+3)".to_owned()))]);
     let Ok(request) = interpreter.check(call) else { return crate::fail("the test cell was refused") };
@@ -39,8 +41,8 @@ pub(crate) async fn doctor(settings: &EngineSettings, attack: bool, json: bool) 
     if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn start(settings: &EngineSettings) -> Result<std::sync::Arc<Interpreter>, String> {
+async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
     let engine = Engine::start(settings.config()?).await.map_err(|error| error.to_string())?;
     server::require(&engine.status(), settings.required_layers())?;
-    Ok(Interpreter::new(engine, settings.max_timeout()?))
+    Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
 }

@@ -3,6 +3,7 @@
 //! Rule: logs go to standard error; standard output belongs to the protocol or to the code that was run.
 
 mod attack;
+mod deployment;
 mod doctor;
 mod run;
 mod settings;
@@ -55,6 +56,12 @@ enum Command {
         /// Print what the attacks came to as JSON.
         #[arg(long, requires = "attack")]
         json: bool,
+        /// Attack the deployment with this MCP endpoint instead of an engine of its own.
+        #[arg(long, requires = "attack")]
+        url: Option<String>,
+        /// A header for the deployment, such as `x-api-key: …`.
+        #[arg(long, requires = "url")]
+        header: Vec<String>,
     },
     /// Print the reference of all settings, from which .env.example and the README's table are made.
     #[command(hide = true)]
@@ -91,7 +98,11 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Serve { engine, http } => report(serve(&engine, &http).await),
         Command::Stdio { engine } => report(stdio(&engine).await),
         Command::Run { engine, arguments } => run::run(&engine, &arguments).await,
-        Command::Doctor { engine, attack, json } => doctor::doctor(&engine, attack, json).await,
+        Command::Doctor { attack: true, json, url: Some(url), header, .. } => match deployment::Deployment::new(url, &header) {
+            Ok(deployment) => attack::attack(Arc::new(attack::Target::Remote(deployment)), json).await,
+            Err(message) => fail(&message),
+        },
+        Command::Doctor { engine, attack, json, .. } => doctor::doctor(&engine, attack, json).await,
         Command::Settings { format } => settings::print(&format),
     }
 }
@@ -129,7 +140,7 @@ async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
     };
     let engine = engine.map_err(|error| error.to_string())?;
     server::require(&engine.status(), required)?;
-    Ok(Interpreter::new(engine, settings.max_timeout()?))
+    Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
 }
 
 /// Completes on SIGINT or SIGTERM.

@@ -51,7 +51,7 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
     config.preload = Preload::for_code(&code);
     let engine = Engine::start(config).await.map_err(|error| error.to_string())?;
     server::require(&engine.status(), settings.required_layers())?;
-    let interpreter = Interpreter::new(engine, settings.max_timeout()?);
+    let interpreter = Interpreter::new(engine, settings.max_timeout()?, settings.policy());
     let mut call = Map::new();
     call.insert("code".to_owned(), Value::String(code));
     if let Some(seconds) = arguments.timeout {

@@ -11,8 +11,11 @@ use clap::{Args, Command, CommandFactory, ValueEnum};
 use interpreter::{Allowed, EngineConfig, Preload, PythonTree};
 use protocol::{
     DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits,
-    MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
+    MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
+
+const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
+     fractions,numpy,pandas";
 
 /// How much of the stack is imported ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,6 +71,12 @@ pub struct EngineSettings {
     /// Let the code start programs; they are under all other limits and end with the call.
     #[arg(long, env = "ALLOW_SUBPROCESS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_subprocess: bool,
+    /// What the code may say: open, or restricted to authorised imports without files, eval and the interpreter's insides.
+    #[arg(long, env = "POLICY", default_value = "open", value_parser = policy)]
+    policy: Policy,
+    /// Modules that the restricted policy lets the code import.
+    #[arg(long, env = "AUTHORIZED_IMPORTS", value_delimiter = ',', default_value = DEFAULT_IMPORTS)]
+    authorized_imports: Vec<String>,
     /// Layers without which the server does not start, as `code-interpreter doctor` names them.
     #[arg(long = "require-layer", env = "REQUIRE_LAYERS", value_delimiter = ',')]
     require_layers: Vec<String>,
@@ -126,8 +135,14 @@ impl EngineSettings {
                 file_size_bytes: self.max_file_mb << 20,
                 processes: self.max_processes,
             },
+            authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
             allowed: Allowed { network: self.allow_network, subprocess: self.allow_subprocess },
         })
+    }
+
+    /// The least strict policy of a call.
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// Layers the operator insists on.
@@ -145,6 +160,10 @@ impl HttpSettings {
     pub(crate) fn allowed_hosts(&self) -> Vec<String> {
         self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect()
     }
+}
+
+fn policy(word: &str) -> Result<Policy, String> {
+    Policy::from_word(word).ok_or_else(|| "must be open or restricted".to_owned())
 }
 
 fn seconds(name: &str, value: f64) -> Result<Duration, String> {

@@ -12,6 +12,7 @@ import threading
 import traceback
 import types
 
+from harness_policy import PolicyDenied
 from harness_values import plain, value_text
 
 NAME = "<cell>"
@@ -28,11 +29,11 @@ def new_main_module():
     return module.__dict__
 
 
-def run_cell(code, namespace, figures, output):
+def run_cell(code, namespace, figures, output, policy=None):
     """Runs `code` and gives what the supervisor needs to know: value, error, exit code, warnings."""
     report = {}
     try:
-        value = _execute(code, namespace)
+        value = _execute(code, namespace, policy)
         if value is not None:
             namespace["_"] = value
             report["value"] = value_text(value, as_repr=True)
@@ -63,9 +64,12 @@ def finish_process():
     return {}
 
 
-def _execute(code, namespace):
+def _execute(code, namespace, policy):
     linecache.cache[NAME] = (len(code), None, code.splitlines(True), NAME)
     tree = compile(code, NAME, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
+    if policy is not None:
+        policy.check(tree)
+        policy.confine(namespace)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
         last = ast.Expression(tree.body.pop().value)
@@ -122,6 +126,8 @@ def describe(error):
         line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == NAME else None
         # Deep recursion is shown by the formatter's own "repeated" lines.
         text = "".join(traceback.format_exception(error))
+        if isinstance(error, PolicyDenied) and error.line is not None:
+            line = error.line
         message = value_text(error, as_repr=False)
     except BaseException as trouble:
         text, line, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, ""
@@ -130,6 +136,7 @@ def describe(error):
         "message": plain(message, 4000),
         "traceback": plain(text, MAX_TRACEBACK),
         "line": line,
+        "column": getattr(error, "column", None) if isinstance(error, PolicyDenied) else None,
     }
 
 

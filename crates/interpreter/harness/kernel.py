@@ -16,6 +16,7 @@ import harness_linux as linux
 from harness_cage import drop_user
 from harness_channel import END, READY, Channel
 from harness_figures import Figures
+from harness_policy import Restricted
 from harness_streams import Output
 
 # User code may scan low descriptors; the channel sits out of the way of honest code's own.
@@ -78,7 +79,8 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     if job["input_data"] is not None:
         namespace["input_data"] = job["input_data"]
     process = os.getpid()
-    report = cell.run_cell(job["code"], namespace, figures, output)
+    policy = Restricted(job["authorized_imports"]) if job["authorized_imports"] is not None else None
+    report = cell.run_cell(job["code"], namespace, figures, output, policy)
     if os.getpid() != process:  # a fork made by the cell came out of it: it is not the kernel
         os._exit(0)
     output.finish()

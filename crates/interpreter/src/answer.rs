@@ -32,13 +32,27 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
             warnings.extend(notes);
             match (error, exit) {
                 (Some(error), _) => {
-                    let code = if error.kind == "MemoryError" { ErrorCode::MemoryLimit } else { ErrorCode::PythonError };
+                    let code = match error.kind.as_str() {
+                        "MemoryError" => ErrorCode::MemoryLimit,
+                        "PolicyDenied" => ErrorCode::PolicyDenied,
+                        _ => ErrorCode::PythonError,
+                    };
                     let message = match (code, error.message.as_str()) {
                         (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
                         (_, message) => message.to_owned(),
                     };
                     let traceback = Some(error.traceback);
-                    (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line }), 1)
+                    (
+                        Some(ExecutionError {
+                            code,
+                            kind: error.kind,
+                            message,
+                            traceback,
+                            line: error.line,
+                            column: error.column,
+                        }),
+                        1,
+                    )
                 }
                 (None, None | Some(0)) => (None, 0),
                 (None, Some(code)) => {
@@ -94,7 +108,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
 }
 
 fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
-    ExecutionError { code, kind: kind.to_owned(), message, traceback: None, line: None }
+    ExecutionError { code, kind: kind.to_owned(), message, traceback: None, line: None, column: None }
 }
 
 /// Names of signals that end a process by its own doing.

@@ -50,6 +50,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// What user code may do beyond its own process.
     pub allowed: Allowed,
+    /// Modules that a cell under the restricted policy may import.
+    pub authorized_imports: Vec<String>,
 }
 
 /// Why the engine can't start.
@@ -208,7 +210,7 @@ impl Engine {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
         };
         let _running = Inner::refill_later(inner, stage);
-        outcome(kernel.run(request, inner.cores, on_output).await, request)
+        outcome(kernel.run(request, &inner.config.authorized_imports, inner.cores, on_output).await, request)
     }
 
     /// How the engine stands.

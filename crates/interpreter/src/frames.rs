@@ -44,6 +44,7 @@ pub(crate) struct ReportedError {
     pub(crate) message: String,
     pub(crate) traceback: String,
     pub(crate) line: Option<u32>,
+    pub(crate) column: Option<u32>,
 }
 
 /// The kernel broke the framing: nothing after it can be understood.

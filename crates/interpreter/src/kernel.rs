@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use protocol::{CellRequest, CpuSeconds, ErrorCode, Image, Limits, OutputEvent, Stream};
+use protocol::{CellRequest, CpuSeconds, ErrorCode, Image, Limits, OutputEvent, Policy, Stream};
 use sandbox::{KernelProcess, Reaper, SupervisorDescriptors};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
@@ -219,6 +219,7 @@ impl Kernel {
     pub(crate) async fn run(
         mut self,
         request: &CellRequest,
+        authorized_imports: &[String],
         cores: usize,
         on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send),
     ) -> Finished {
@@ -233,7 +234,7 @@ impl Kernel {
             images_dropped: 0,
             on_output,
         };
-        let job = encode_job(request, cores);
+        let job = encode_job(request, authorized_imports, cores);
         let mut ending = match tokio::time::timeout_at(deadline, self.send(&job)).await {
             Ok(Ok(())) => self.supervise(&limits, deadline, &mut collected).await,
             // It died while it took the job: the status tells how.
@@ -466,10 +467,11 @@ fn clear(fd: &AsyncFd<OwnedFd>) {
     let _ = fd.try_io(tokio::io::Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
-fn encode_job(request: &CellRequest, cores: usize) -> Vec<u8> {
+fn encode_job(request: &CellRequest, authorized_imports: &[String], cores: usize) -> Vec<u8> {
     let job = json!({
         "code": request.code,
         "input_data": request.input_data,
+        "authorized_imports": (request.policy == Policy::Restricted).then_some(authorized_imports),
         "memory_bytes": request.limits.memory_bytes,
         "cpu_seconds": CpuSeconds::backstop(request.limits.timeout, cores).0,
     })

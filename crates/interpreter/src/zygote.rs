@@ -18,12 +18,13 @@ use crate::isolation::Isolation;
 use crate::stage;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 10] = [
+const MODULES: [(&str, &str); 11] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
     ("harness_cage", include_str!("../harness/cage.py")),
     ("harness_namespaces", include_str!("../harness/namespaces.py")),
     ("harness_kernel", include_str!("../harness/kernel.py")),
     ("harness_cell", include_str!("../harness/cell.py")),
+    ("harness_policy", include_str!("../harness/policy.py")),
     ("harness_streams", include_str!("../harness/streams.py")),
     ("harness_figures", include_str!("../harness/figures.py")),
     ("harness_values", include_str!("../harness/values.py")),

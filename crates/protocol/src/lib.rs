@@ -12,4 +12,4 @@ pub use limits::{
     MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
 };
 pub use outcome::{Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, Stream};
-pub use request::{ArgumentError, CellRequest, ExecuteArguments};
+pub use request::{ArgumentError, CallDefaults, CellRequest, ExecuteArguments, Policy};

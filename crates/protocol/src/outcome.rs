@@ -21,6 +21,8 @@ pub enum ErrorCode {
     Exited,
     /// The process was ended by a signal of its own making, such as a segmentation fault.
     Crashed,
+    /// The restricted policy refuses something in the code.
+    PolicyDenied,
     /// All kernels are taken and the queue is full: try again later.
     Busy,
     /// The caller went away or took the call back.
@@ -40,6 +42,7 @@ impl ErrorCode {
             Self::ProcessLimit => "process_limit",
             Self::Exited => "exited",
             Self::Crashed => "crashed",
+            Self::PolicyDenied => "policy_denied",
             Self::Busy => "busy",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
@@ -63,6 +66,9 @@ pub struct ExecutionError {
     /// The line of the submitted code, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub line: Option<u32>,
+    /// The column in it, counted from 1, where the policy refuses something.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub column: Option<u32>,
 }
 
 /// Bytes and lines that were printed but are not in the answer.
@@ -135,6 +141,7 @@ impl Outcome {
                     message: message.into(),
                     traceback: None,
                     line: None,
+                    column: None,
                 }),
                 exit_code: 1,
                 execution_time_ms: 0.0,
@@ -178,6 +185,7 @@ mod tests {
             ErrorCode::ProcessLimit,
             ErrorCode::Exited,
             ErrorCode::Crashed,
+            ErrorCode::PolicyDenied,
             ErrorCode::Busy,
             ErrorCode::Cancelled,
             ErrorCode::Internal,

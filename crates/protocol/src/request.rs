@@ -22,6 +22,42 @@ pub struct ExecuteArguments {
     /// A JSON object that the code finds as the dict `input_data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_data: Option<Map<String, Value>>,
+    /// `restricted` allows a short list of imports and nothing that reaches around it; only ever stricter than the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+}
+
+/// What the code may say. It is guidance for the model and defence in depth; the walls are the process's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// All of Python.
+    #[default]
+    Open,
+    /// Authorised imports, no files, no `eval`, no walks through the interpreter's insides.
+    Restricted,
+}
+
+impl Policy {
+    /// The word for it, or none for an unknown word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "open" => Some(Self::Open),
+            "restricted" => Some(Self::Restricted),
+            _ => None,
+        }
+    }
+}
+
+/// What a server sets for all calls.
+#[derive(Clone, Copy, Debug)]
+pub struct CallDefaults {
+    /// Limits of a call that asks for none.
+    pub limits: Limits,
+    /// The longest timeout a call may ask for.
+    pub max_timeout: Duration,
+    /// The least strict policy.
+    pub policy: Policy,
 }
 
 /// A request that may be run: every value is inside its bounds.
@@ -33,6 +69,8 @@ pub struct CellRequest {
     pub input_data: Option<Map<String, Value>>,
     /// What bounds the run.
     pub limits: Limits,
+    /// What the code may say.
+    pub policy: Policy,
 }
 
 /// An argument that can't be used: names the field and says what would be right.
@@ -57,20 +95,16 @@ impl CellRequest {
     ///
     /// # Errors
     /// The first argument that is missing, unknown, of the wrong type or out of bounds.
-    pub fn from_arguments(
-        mut arguments: Map<String, Value>,
-        defaults: Limits,
-        max_timeout: Duration,
-    ) -> Result<Self, ArgumentError> {
+    pub fn from_arguments(mut arguments: Map<String, Value>, defaults: &CallDefaults) -> Result<Self, ArgumentError> {
         let code = match arguments.remove("code") {
             Some(Value::String(code)) => code,
             Some(other) => return Err(wrong_type("code", "a string of Python source", &other)),
             None => return Err(ArgumentError::new("code", "is missing; it must be a string of Python source")),
         };
-        let mut limits = defaults;
+        let mut limits = defaults.limits;
         match arguments.remove("timeout") {
             None | Some(Value::Null) => {}
-            Some(Value::Number(seconds)) => limits.timeout = timeout(seconds.as_f64().unwrap_or(f64::NAN), max_timeout)?,
+            Some(Value::Number(seconds)) => limits.timeout = timeout(seconds.as_f64().unwrap_or(f64::NAN), defaults.max_timeout)?,
             Some(other) => return Err(wrong_type("timeout", "a number of seconds", &other)),
         }
         let input_data = match arguments.remove("input_data") {
@@ -78,10 +112,29 @@ impl CellRequest {
             Some(Value::Object(object)) => Some(object),
             Some(other) => return Err(wrong_type("input_data", "a JSON object", &other)),
         };
+        let policy = match arguments.remove("policy") {
+            None | Some(Value::Null) => defaults.policy,
+            Some(Value::String(word)) => policy(&word, defaults.policy)?,
+            Some(other) => return Err(wrong_type("policy", "open or restricted", &other)),
+        };
         if let Some(name) = arguments.keys().next() {
-            return Err(ArgumentError::new(name, "is not an argument of execute_python; it takes code, timeout and input_data"));
+            return Err(ArgumentError::new(
+                name,
+                "is not an argument of execute_python; it takes code, timeout, input_data and policy",
+            ));
         }
-        Ok(Self { code, input_data, limits })
+        Ok(Self { code, input_data, limits, policy })
+    }
+}
+
+/// A call's policy: never less strict than the server's.
+fn policy(word: &str, server: Policy) -> Result<Policy, ArgumentError> {
+    match Policy::from_word(word) {
+        None => Err(ArgumentError::new("policy", format!("must be open or restricted, not {word:?}"))),
+        Some(policy) if policy < server => {
+            Err(ArgumentError::new("policy", "must be restricted, as the server's is: a call can only be stricter"))
+        }
+        Some(policy) => Ok(policy),
     }
 }
 
@@ -115,7 +168,8 @@ mod tests {
 
     fn check(arguments: Value) -> Result<CellRequest, String> {
         let Value::Object(arguments) = arguments else { panic!("the case must be an object") };
-        CellRequest::from_arguments(arguments, Limits::default(), Duration::from_secs(120)).map_err(|e| e.to_string())
+        let defaults = CallDefaults { limits: Limits::default(), max_timeout: Duration::from_secs(120), policy: Policy::Open };
+        CellRequest::from_arguments(arguments, &defaults).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -139,11 +193,26 @@ mod tests {
             (json!({"code": "", "input_data": [1]}), "input_data: must be a JSON object, not an array"),
             (
                 json!({"code": "", "requirements": []}),
-                "requirements: is not an argument of execute_python; it takes code, timeout and input_data",
+                "requirements: is not an argument of execute_python; it takes code, timeout, input_data and policy",
             ),
+            (json!({"code": "", "policy": "strict"}), "policy: must be open or restricted, not \"strict\""),
+            (json!({"code": "", "policy": 1}), "policy: must be open or restricted, not a number"),
         ] {
             assert_eq!(check(arguments).expect_err(message), message);
         }
         assert!(check(json!({"code": "", "timeout": 1e308})).expect_err("too long").starts_with("timeout: must be"));
+    }
+
+    #[test]
+    fn a_call_can_only_be_stricter_than_the_server() {
+        let defaults =
+            CallDefaults { limits: Limits::default(), max_timeout: Duration::from_secs(120), policy: Policy::Restricted };
+        let ask = |policy: Value| {
+            let arguments = Map::from_iter([("code".to_owned(), json!("1")), ("policy".to_owned(), policy)]);
+            CellRequest::from_arguments(arguments, &defaults).map(|request| request.policy).map_err(|error| error.to_string())
+        };
+        assert_eq!(ask(Value::Null), Ok(Policy::Restricted));
+        assert_eq!(ask(json!("restricted")), Ok(Policy::Restricted));
+        assert!(ask(json!("open")).expect_err("less strict").starts_with("policy: must be restricted"));
     }
 }

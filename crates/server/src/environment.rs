@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use interpreter::EngineStatus;
-use protocol::Limits;
+use protocol::{Limits, Policy};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -25,6 +25,8 @@ pub struct EnvironmentInfo {
     pub available_memory: String,
     /// What bounds a call.
     pub limits: LimitsInfo,
+    /// What the code may say: `open`, or `restricted` to authorised imports.
+    pub policy: Policy,
     /// What isolates a call from the machine and from other calls, as tried at start.
     pub sandbox: Vec<Layer>,
 }

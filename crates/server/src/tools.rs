@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use interpreter::Engine;
 use packages::Package;
-use protocol::{ArgumentError, CellRequest, Outcome, OutputEvent};
+use protocol::{ArgumentError, CallDefaults, CellRequest, Outcome, OutputEvent, Policy};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use crate::environment::{self, EnvironmentInfo, LimitsInfo};
 /// The engine and what its tools know about it.
 pub struct Interpreter {
     engine: Engine,
-    max_timeout: Duration,
+    defaults: CallDefaults,
     packages: OnceLock<Vec<Package>>,
 }
 
@@ -40,9 +40,10 @@ pub struct PackageDetail {
 }
 
 impl Interpreter {
-    /// `max_timeout`: the longest a call may ask for.
-    pub fn new(engine: Engine, max_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { engine, max_timeout, packages: OnceLock::new() })
+    /// `max_timeout`: the longest a call may ask for. `policy`: the least strict one.
+    pub fn new(engine: Engine, max_timeout: Duration, policy: Policy) -> Arc<Self> {
+        let defaults = CallDefaults { limits: engine.limits(), max_timeout, policy };
+        Arc::new(Self { engine, defaults, packages: OnceLock::new() })
     }
 
     /// Read when first asked for: the first answer of a server must not wait for it.
@@ -60,7 +61,7 @@ impl Interpreter {
     /// # Errors
     /// The first argument that can't be used.
     pub fn check(&self, arguments: Map<String, Value>) -> Result<CellRequest, ArgumentError> {
-        CellRequest::from_arguments(arguments, self.engine.limits(), self.max_timeout)
+        CellRequest::from_arguments(arguments, &self.defaults)
     }
 
     /// `execute_python`. Dropping the future kills the run.
@@ -89,7 +90,8 @@ impl Interpreter {
             temp_dir: std::env::temp_dir().display().to_string(),
             installed_packages: self.packages().iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
             available_memory: environment::available_memory(),
-            limits: LimitsInfo::new(&self.engine.limits(), self.max_timeout),
+            limits: LimitsInfo::new(&self.defaults.limits, self.defaults.max_timeout),
+            policy: self.defaults.policy,
             sandbox: environment::layers(&status),
             python_version: status.python_version,
         }

@@ -111,7 +111,7 @@ async fn bad_arguments_are_invalid_params_that_name_the_field() {
         (json!({"code": "1", "timeout": "9"}), "timeout: must be a number of seconds, not a string"),
         (
             json!({"code": "1", "session_id": ["a"]}),
-            "session_id: is not an argument of execute_python; it takes code, timeout and input_data",
+            "session_id: is not an argument of execute_python; it takes code, timeout, input_data and policy",
         ),
     ] {
         let answer = server.call("execute_python", arguments).await;

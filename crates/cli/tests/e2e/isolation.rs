@@ -89,6 +89,23 @@ fn attacks_in_a_lambda_function() {
     }
 }
 
+#[tokio::test]
+async fn attacks_on_a_deployment() {
+    let server = Server::start();
+    let url = format!("http://{}/lambda/mcp/", server.address);
+    let attack = tokio::task::spawn_blocking(move || {
+        let mut command = program_in(Home::Caller);
+        command.args(["doctor", "--attack", "--json", "--url", &url, "--header", "x-api-key: a"]).output().unwrap()
+    });
+    let output = attack.await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(findings.len() > 80 && findings.iter().all(|finding| finding["verdict"] == "stopped"), "{findings:#?}");
+    let nobody = program_in(Home::Caller).args(["doctor", "--attack", "--url", "http://127.0.0.1:1/mcp"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("http://127.0.0.1:1/mcp"));
+}
+
 /// How each layer stands, as `doctor` prints it.
 fn states(home: Home, arguments: &[&str]) -> BTreeMap<String, String> {
     let (_, report, stderr) = doctor(home, arguments);

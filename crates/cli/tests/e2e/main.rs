@@ -6,6 +6,7 @@ mod command_line;
 mod hostile;
 mod http;
 mod isolation;
+mod policy;
 mod semantics;
 mod soak;
 mod stdio;

@@ -1,0 +1,117 @@
+//! The restricted policy, through every door that takes it.
+
+use serde_json::{Value, json};
+
+use crate::client::{Home, Server, program};
+
+async fn restricted(server: &Server, code: &str) -> Value {
+    server.run_with(json!({"code": code, "policy": "restricted"})).await
+}
+
+#[tokio::test]
+async fn a_restricted_cell_does_what_analysis_needs() {
+    for preload in ["core", "data"] {
+        let server = Server::with(Home::Caller, &[("PRELOAD", preload)]);
+        for (code, stdout) in [
+            (
+                "import json, math\nfrom collections import Counter\nprint(json.dumps(Counter('aab')), math.pi > 3)",
+                "{\"a\": 2, \"b\": 1} True\n",
+            ),
+            ("import numpy as np, pandas as pd\nprint(pd.DataFrame({'a': np.arange(3)}).describe().shape)", "(8, 1)\n"),
+            ("class A:\n    def __init__(self, x): self.x = x\nprint(getattr(A(3), 'x'), A.__name__)", "3 A\n"),
+            ("from dataclasses import dataclass", ""),
+            (
+                "import datetime, statistics, re, random, decimal, fractions\nprint([x * 2 for x in range(3)], f'{1.5:.2f}')",
+                "[0, 2, 4] 1.50\n",
+            ),
+            ("try: 1/0\nexcept ZeroDivisionError as e: print(e)", "division by zero\n"),
+        ] {
+            let result = restricted(&server, code).await;
+            if code.contains("dataclasses") {
+                assert_eq!(result["error"]["code"], "policy_denied");
+            } else {
+                assert_eq!((&result["stdout"], &result["success"]), (&json!(stdout), &json!(true)), "{code}: {result:#}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusals_say_line_column_what_and_why_before_anything_runs() {
+    let server = Server::start();
+    for (code, line, column, what) in [
+        ("print('ran')\nimport os", 2, 1, "import of os"),
+        ("print('ran')\nx = 1; import os.path as p", 2, 8, "import of os.path"),
+        ("from subprocess import run", 1, 1, "import of subprocess"),
+        ("from json import _default_decoder", 1, 1, "import of json._default_decoder"),
+        ("from . import x", 1, 1, "relative imports"),
+        ("print(1)\nif True:\n    open('/etc/passwd')", 3, 5, "open is refused"),
+        ("eval('1')", 1, 1, "eval is refused"),
+        ("f = exec", 1, 5, "exec is refused"),
+        ("__import__('os')", 1, 1, "__import__ is refused"),
+        ("().__class__", 1, 1, "the attribute __class__"),
+        ("().__cl\u{ff41}ss__", 1, 1, "the attribute __class__"),
+        ("g = (x for x in [1])\ng.gi_frame.f_back", 2, 1, "the attribute"),
+        ("getattr((), '__cla' + 'ss__')", 1, 1, "getattr is refused"),
+        ("getattr((), '__class__')", 1, 1, "getattr is refused"),
+        ("import random\nrandom._os.system('true')", 2, 1, "the attribute _os"),
+        ("match ():\n    case object(__class__=c): print(c)", 2, 10, "the attribute __class__"),
+        ("h = getattr", 1, 5, "getattr is refused"),
+        ("'{0.__class__}'.format(1)", 1, 1, "this text is refused"),
+        ("@eval\nclass A: pass", 1, 2, "eval is refused"),
+        ("__builtins__['open']", 1, 1, "__builtins__ is refused"),
+        ("def f(x=globals()): pass", 1, 9, "globals is refused"),
+    ] {
+        let result = restricted(&server, code).await;
+        let error = &result["error"];
+        assert_eq!(error["code"], "policy_denied", "{code}: {result:#}");
+        assert_eq!((&error["line"], &error["column"]), (&json!(line), &json!(column)), "{code}: {error:#}");
+        assert!(error["message"].as_str().unwrap().contains(what), "{code}: {error:#}");
+        assert_eq!(result["stdout"], "", "nothing may run: {code}");
+    }
+}
+
+/// What syntax does not show is refused by the hooks.
+#[tokio::test]
+async fn what_the_syntax_hides_is_refused_at_run_time() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "data"), ("ALLOW_SUBPROCESS", "true")]);
+    let field = |path: &str, call: &str| {
+        format!(
+            "import random, string\nmodule = string.Formatter().get_field('0.{path}', (random,), {{}})[0]\nmodule.{call}\nprint('ran')"
+        )
+    };
+    for code in [
+        field("_os", "system('true')"),
+        field("_os", "fork()"),
+        field("_os", "kill(1, 0)"),
+        field("_os", "posix_spawn('/bin/true', ['true'], {})"),
+    ] {
+        let result = restricted(&server, &code).await;
+        assert_eq!(result["error"]["code"], "policy_denied", "{code}: {result:#}");
+        assert_eq!(result["stdout"], "", "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_restricted_server_takes_no_open_call_and_its_list_is_its_own() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("POLICY", "restricted"), ("AUTHORIZED_IMPORTS", "os, json")]);
+    assert_eq!(server.run("import os\nprint(os.sep)").await["stdout"], "/\n");
+    let refused = server.run("import math").await;
+    assert_eq!(refused["error"]["code"], "policy_denied");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("authorised are json, os"), "{refused}");
+    let answer = server.call("execute_python", json!({"code": "1", "policy": "open"})).await;
+    assert_eq!(answer["error"]["data"]["field"], "policy", "{answer}");
+    let environment = server.call("get_environment_info", json!({})).await;
+    assert_eq!(environment["result"]["structuredContent"]["policy"], "restricted");
+}
+
+#[test]
+fn the_command_line_takes_the_policy() {
+    let run = |code: &str| {
+        let output = program().args(["run", "--policy", "restricted", "--json", "--code", code]).output().unwrap();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let (code, result) = run("import os");
+    assert_eq!((code, &result["error"]["code"]), (Some(1), &json!("policy_denied")));
+    assert_eq!(run("import math\nmath.floor(2.5)").1["result"], "2");
+}

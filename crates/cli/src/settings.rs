@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use interpreter::{Allowed, EngineConfig, Preload, PythonTree};
 use protocol::{
-    DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits,
-    MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
+    DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
+    Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
 
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
@@ -62,6 +62,9 @@ pub struct EngineSettings {
     /// Largest file a call may write, in MB.
     #[arg(long, env = "MAX_FILE_MB", default_value = "256")]
     max_file_mb: u64,
+    /// What all files of a call may take together, in MB.
+    #[arg(long, env = "MAX_DISK_MB", default_value_t = DEFAULT_DISK_MB)]
+    max_disk_mb: u64,
     /// Processes and threads a call may have at once.
     #[arg(long, env = "MAX_PROCESSES", default_value = "64")]
     max_processes: u64,
@@ -133,6 +136,7 @@ impl EngineSettings {
                 output_cap_bytes: self.max_output_bytes,
                 output_hard_limit_bytes: self.output_limit_bytes,
                 file_size_bytes: self.max_file_mb << 20,
+                disk_bytes: self.max_disk_mb << 20,
                 processes: self.max_processes,
             },
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),

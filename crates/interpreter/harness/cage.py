@@ -9,10 +9,14 @@ import os
 import sys
 
 import harness_linux as linux
+import harness_namespaces as namespaces
 
 _NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
 _PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
 _AF_UNIX = 1
+# Write, read, list, remove, make files.
+_SHARED_MEMORY_RIGHTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8
+_TRUNCATE = 1 << 14
 
 
 class Cage:
@@ -21,6 +25,7 @@ class Cage:
     def __init__(self, config):
         self._programs = [bytes.fromhex(program) for program in config["seccomp"]]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
+        self._shared_memory_rights = _SHARED_MEMORY_RIGHTS | (_TRUNCATE if config["landlock_abi"] >= 3 else 0)
         self.held = {}
 
     def close_zygote(self):
@@ -30,6 +35,10 @@ class Cage:
 
     def close_kernel(self, ruleset):
         """Locks this process in."""
+        if namespaces.private_shared_memory() and ruleset is not None:
+            directory = os.open("/dev/shm", os.O_PATH)
+            self._hold("landlock", linux.allow_beneath(ruleset, directory, self._shared_memory_rights))
+            os.close(directory)
         self._hold("no_capabilities", linux.drop_capabilities())
         if ruleset is not None:
             self._hold("landlock", linux.restrict_to_ruleset(ruleset))

@@ -3,6 +3,7 @@ Lambda function prctl is denied altogether."""
 
 import errno
 import os
+import struct
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -11,6 +12,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 _SECCOMP_MODE_FILTER = 2
+_LANDLOCK_ADD_RULE = 445
 _LANDLOCK_RESTRICT_SELF = 446
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -46,10 +48,10 @@ def setns(fd, kind):
     return _call("setns", fd, kind)
 
 
-def mount(source, target, kind, flags):
+def mount(source, target, kind, flags, options=None):
     if _libc is None:
         return errno.ENOSYS
-    return _call("mount", source, target, kind, ctypes.c_ulong(flags), None)
+    return _call("mount", source, target, kind, ctypes.c_ulong(flags), options)
 
 
 def install_seccomp(programs):
@@ -62,6 +64,16 @@ def install_seccomp(programs):
         if refused:
             return refused
     return 0
+
+
+def allow_beneath(ruleset, directory, rights):
+    """Adds a directory to a Landlock rule set that is not in force yet."""
+    if _libc is None:
+        return errno.ENOSYS
+    rule = struct.pack("=Qi", rights, directory)
+    return _call(
+        "syscall", ctypes.c_long(_LANDLOCK_ADD_RULE), ctypes.c_long(ruleset), ctypes.c_long(1), rule, ctypes.c_long(0)
+    )
 
 
 def restrict_to_ruleset(fd):

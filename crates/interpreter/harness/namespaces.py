@@ -18,7 +18,11 @@ _NEW_NETWORK = 0x40000000
 _MOUNT_PRIVATE_RECURSIVE = 0x44000
 _MOUNT_NOSUID_NODEV_NOEXEC = 0x0E
 
+_NOSUID_NODEV = 0x06
+_SHARED_MEMORY_OPTIONS = b"mode=1777,size=256m"
+
 _own_pid_namespace = None
+_has_user_namespace = False
 
 
 def wanted(network):
@@ -40,7 +44,7 @@ def try_all(flags):
         if not refused:
             inner = os.fork()
             if inner == 0:
-                os._exit(_settle() or _try_kernel())
+                os._exit(_settle() or _try_kernel(flags))
             refused = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
     finally:
         os._exit(refused)
@@ -57,6 +61,8 @@ def enter(flags):
         _become_stub()
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+    global _has_user_namespace
+    _has_user_namespace = bool(flags & _NEW_USER)
     refused = _settle()
     if refused:
         raise OSError(refused, "the namespaces could be used in a trial and can't be now")
@@ -70,6 +76,20 @@ def before_kernel():
     refused = linux.setns(_own_pid_namespace, _NEW_PID) or linux.unshare(_NEW_PID)
     if refused:
         raise OSError(refused, "a kernel's PID namespace is refused")
+
+
+def private_shared_memory():
+    """Gives this kernel a /dev/shm of its own, where all kernels are one user; true when it did."""
+    if not _has_user_namespace:
+        return False
+    refused = _mount_shared_memory()
+    if refused:
+        raise OSError(refused, "a private /dev/shm is refused")
+    return True
+
+
+def _mount_shared_memory():
+    return linux.unshare(_NEW_MOUNT) or linux.mount(b"shm", b"/dev/shm", b"tmpfs", _NOSUID_NODEV, _SHARED_MEMORY_OPTIONS)
 
 
 def in_use():
@@ -105,7 +125,7 @@ def _settle():
     return 0
 
 
-def _try_kernel():
+def _try_kernel(flags):
     for _ in range(2):
         try:
             before_kernel()
@@ -113,7 +133,8 @@ def _try_kernel():
             return error.errno
         pid = os.fork()
         if pid == 0:
-            os._exit(0 if os.getpid() == 1 else 1)
+            refused = 0 if os.getpid() == 1 else 1
+            os._exit(refused or (_mount_shared_memory() if flags & _NEW_USER else 0))
         if os.waitpid(pid, 0)[1]:
             return 1
     return 0

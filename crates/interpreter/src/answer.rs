@@ -5,6 +5,7 @@
 use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Outcome};
 
 use crate::frames::Report;
+use crate::home::MAX_FILES;
 use crate::kernel::{Ending, Finished};
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
@@ -79,6 +80,10 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
                 ErrorCode::OutputLimit => {
                     format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
                 }
+                ErrorCode::DiskLimit => format!(
+                    "the code's files took more than {} MB, or were more than {MAX_FILES}, and it was ended",
+                    limits.disk_bytes >> 20
+                ),
                 _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
             };
             (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })

@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// More files than this in its directory and a call is ended: each look at them must stay short.
+pub(crate) const MAX_FILES: usize = 20_000;
 /// Where POSIX shared memory and semaphores are files.
 const SHARED_MEMORY: &str = "/dev/shm";
 
@@ -75,6 +77,33 @@ impl Home {
 
     pub(crate) fn path(&self) -> &Path {
         &self.directory
+    }
+
+    /// What the files take on disk, as far as needed to see that it is more than `limit`; `u64::MAX` when there are too
+    /// many files, or a directory that can't be looked into.
+    pub(crate) fn disk_usage(&self, limit: u64) -> u64 {
+        let (mut bytes, mut files, mut directories) = (0, 0, vec![self.directory.clone()]);
+        while let Some(directory) = directories.pop() {
+            let Ok(entries) = std::fs::read_dir(&directory) else {
+                // It may have gone meanwhile.
+                if directory.exists() {
+                    return u64::MAX;
+                }
+                continue;
+            };
+            for entry in entries.flatten() {
+                let Ok(metadata) = entry.metadata() else { continue };
+                files += 1;
+                bytes += metadata.blocks() * 512;
+                if files > MAX_FILES || bytes > limit {
+                    return u64::MAX;
+                }
+                if metadata.is_dir() {
+                    directories.push(entry.path());
+                }
+            }
+        }
+        bytes
     }
 
     /// The user's id; `None` when the kernel runs as the server's own user.

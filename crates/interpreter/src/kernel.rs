@@ -27,6 +27,8 @@ pub(crate) const SHARED_SIZE: u64 = 1 << 16;
 const SHARED_HEADER: u64 = 8;
 /// How often memory and processes of a run are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
+/// Files are looked at less often than memory: every 200 ms.
+const DISK_EVERY: u32 = 8;
 /// Above the limit by this much and the run is killed: what is below is left to Python's own `MemoryError`.
 const MEMORY_SLACK_BYTES: u64 = 16 << 20;
 /// How long the zygote may take to report a dead kernel's status.
@@ -276,7 +278,7 @@ impl Kernel {
         let mut clock = pin!(tokio::time::sleep_until(deadline));
         let mut watch = tokio::time::interval_at(Instant::now() + WATCH_INTERVAL, WATCH_INTERVAL);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut more = false;
+        let (mut more, mut looks) = (false, 0_u32);
         loop {
             if more {
                 tokio::task::yield_now().await;
@@ -288,7 +290,8 @@ impl Kernel {
                     biased;
                     () = clock.as_mut() => return Ending::Killed(ErrorCode::Timeout),
                     _ = watch.tick() => {
-                        if let Some(code) = self.over_limit(limits) {
+                        looks += 1;
+                        if let Some(code) = self.over_limit(limits, looks % DISK_EVERY == 0) {
                             return Ending::Killed(code);
                         }
                     }
@@ -314,12 +317,16 @@ impl Kernel {
         .await;
     }
 
-    fn over_limit(&self, limits: &Limits) -> Option<ErrorCode> {
+    fn over_limit(&self, limits: &Limits, disk_too: bool) -> Option<ErrorCode> {
         let usage = sandbox::usage_of_tree(self.process.pid, self.baseline_bytes);
         if usage.memory_bytes > limits.memory_bytes + MEMORY_SLACK_BYTES {
             Some(ErrorCode::MemoryLimit)
         } else if usage.threads > limits.processes + 1 {
             Some(ErrorCode::ProcessLimit)
+        } else if disk_too
+            && self.remains.home.as_ref().is_some_and(|home| home.disk_usage(limits.disk_bytes) > limits.disk_bytes)
+        {
+            Some(ErrorCode::DiskLimit)
         } else {
             None
         }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Pidfd};
+use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Landlock, Pidfd};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
@@ -210,6 +210,7 @@ impl Family {
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
                 "seccomp": config.isolation.seccomp,
+                "landlock_abi": config.isolation.landlock.as_ref().map_or(0, Landlock::abi),
                 "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
                 "allow_network": config.isolation.allowed.network,
                 "allow_subprocess": config.isolation.allowed.subprocess,

@@ -10,6 +10,8 @@ pub const MAX_TIMEOUT_SECONDS: f64 = 120.0;
 pub const DEFAULT_MEMORY_MB: u64 = 512;
 /// Less than this and the interpreter itself can't work.
 pub const MIN_MEMORY_MB: u64 = 16;
+/// What all files of a call may take together, in MB (2^20 bytes).
+pub const DEFAULT_DISK_MB: u64 = 512;
 /// How much of each of stdout and stderr an answer carries, in bytes.
 pub const DEFAULT_OUTPUT_CAP_BYTES: usize = 100_000;
 /// How much output (both streams together) a run may make before it is ended as `output_limit`, in bytes.
@@ -28,6 +30,8 @@ pub struct Limits {
     pub output_hard_limit_bytes: u64,
     /// Largest file the code may write, in bytes.
     pub file_size_bytes: u64,
+    /// What all files in the call's directory may take together, in bytes.
+    pub disk_bytes: u64,
     /// Processes and threads the code may have at once.
     pub processes: u64,
 }
@@ -40,6 +44,7 @@ impl Default for Limits {
             output_cap_bytes: DEFAULT_OUTPUT_CAP_BYTES,
             output_hard_limit_bytes: DEFAULT_OUTPUT_HARD_LIMIT_BYTES,
             file_size_bytes: 256 << 20,
+            disk_bytes: DEFAULT_DISK_MB << 20,
             processes: 64,
         }
     }

@@ -17,6 +17,8 @@ pub enum ErrorCode {
     OutputLimit,
     /// More processes or threads than allowed; the run was killed.
     ProcessLimit,
+    /// More than allowed in its directory; the run was killed.
+    DiskLimit,
     /// The process ended before the code did (`sys.exit`, `os._exit`).
     Exited,
     /// The process was ended by a signal of its own making, such as a segmentation fault.
@@ -40,6 +42,7 @@ impl ErrorCode {
             Self::MemoryLimit => "memory_limit",
             Self::OutputLimit => "output_limit",
             Self::ProcessLimit => "process_limit",
+            Self::DiskLimit => "disk_limit",
             Self::Exited => "exited",
             Self::Crashed => "crashed",
             Self::PolicyDenied => "policy_denied",
@@ -183,6 +186,7 @@ mod tests {
             ErrorCode::MemoryLimit,
             ErrorCode::OutputLimit,
             ErrorCode::ProcessLimit,
+            ErrorCode::DiskLimit,
             ErrorCode::Exited,
             ErrorCode::Crashed,
             ErrorCode::PolicyDenied,

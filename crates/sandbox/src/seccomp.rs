@@ -40,16 +40,16 @@ enum When {
     Always,
     /// The first argument has one of these bits.
     FirstHasBit(&'static [u64]),
-    /// The first argument is none of these.
-    FirstIsNone(&'static [u64]),
-    /// The second argument is none of these.
-    SecondIsNone(&'static [u64]),
+    /// The argument with this index is none of these.
+    IsNone(u8, &'static [u64]),
     /// Programs may not be started.
     WithoutSubprocess,
 }
 
 /// Flags of `clone` that make a namespace: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: &[u64] = &[0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+const NEW_MOUNT: u64 = 0x0002_0000;
+const NOSUID_NODEV: u64 = 6;
 const NEW_PID: u64 = 0x2000_0000;
 const AF_UNIX: u64 = 1;
 const AF_INET: u64 = 2;
@@ -73,7 +73,6 @@ const RULES: &[Rule] = &[
     always(&["add_key", "request_key", "keyctl"], "key rings are shared by all processes of a user"),
     always(
         &[
-            "mount",
             "umount2",
             "pivot_root",
             "chroot",
@@ -88,17 +87,25 @@ const RULES: &[Rule] = &[
         "changes what the file system looks like",
     ),
     Rule {
+        calls: &["mount"],
+        only_on: None,
+        when: When::IsNone(3, &[NOSUID_NODEV]),
+        errno: EPERM,
+        reason: "changes what the file system looks like; a new file system without devices and set-user-id needs a capability, \
+                 which kernels give up after they have made their own /dev/shm",
+    },
+    Rule {
         calls: &["unshare"],
         only_on: None,
-        when: When::FirstIsNone(&[NEW_PID]),
+        when: When::IsNone(0, &[NEW_PID, NEW_MOUNT]),
         errno: EPERM,
-        reason: "makes namespaces, in which a process has every capability; a PID namespace alone needs a capability, which \
+        reason: "makes namespaces, in which a process has every capability; PID and mount namespaces alone need one, which \
                  zygotes have and kernels don't",
     },
     Rule {
         calls: &["setns"],
         only_on: None,
-        when: When::SecondIsNone(&[NEW_PID]),
+        when: When::IsNone(1, &[NEW_PID]),
         errno: EPERM,
         reason: "enters namespaces; as above",
     },
@@ -147,17 +154,11 @@ const RULES: &[Rule] = &[
     Rule {
         calls: &["prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"],
         only_on: None,
-        when: When::FirstIsNone(&[0]),
+        when: When::IsNone(0, &[0]),
         errno: EPERM,
         reason: "limits or starves other processes of the same user, such as the server; 0 is the caller itself",
     },
-    Rule {
-        calls: &["setpriority", "ioprio_set"],
-        only_on: None,
-        when: When::SecondIsNone(&[0]),
-        errno: EPERM,
-        reason: "as above",
-    },
+    Rule { calls: &["setpriority", "ioprio_set"], only_on: None, when: When::IsNone(1, &[0]), errno: EPERM, reason: "as above" },
     always(&["personality"], "switches off address randomisation"),
     always(&["move_pages", "migrate_pages", "mbind", "set_mempolicy"], "moves memory, also that of other processes"),
     Rule {
@@ -176,7 +177,7 @@ pub fn rules(allowed: Allowed) -> Vec<Rule> {
     } else {
         (&[AF_UNIX], "ALLOW_NETWORK is off")
     };
-    let socket = Rule { calls: &["socket"], only_on: None, when: When::FirstIsNone(domains), errno: EACCES, reason };
+    let socket = Rule { calls: &["socket"], only_on: None, when: When::IsNone(0, domains), errno: EACCES, reason };
     let needed = |rule: &&Rule| !(allowed.subprocess && matches!(rule.when, When::WithoutSubprocess));
     RULES.iter().filter(needed).copied().chain([socket]).collect()
 }
@@ -194,8 +195,7 @@ impl Rule {
             When::FirstHasBit(bits) => {
                 bits.iter().map(|bit| Some(json!([argument(0, json!({"masked_eq": bit}), *bit)]))).collect()
             }
-            When::FirstIsNone(values) => vec![Some(none_of(0, values))],
-            When::SecondIsNone(values) => vec![Some(none_of(1, values))],
+            When::IsNone(index, values) => vec![Some(none_of(index, values))],
         };
         let filter = |call: &str, condition: &Option<Value>| match condition {
             None => json!({"syscall": call, "comment": self.reason}),
@@ -267,12 +267,13 @@ mod tests {
     }
 
     /// What a program answers to a call: the classic BPF that the kernel runs, as far as filters use it.
-    fn evaluate(program: &[u8], arch: u32, number: u32, arguments: [u64; 2]) -> u32 {
+    fn evaluate(program: &[u8], arch: u32, number: u32, arguments: [u64; 4]) -> u32 {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
-        data[16..24].copy_from_slice(&arguments[0].to_le_bytes());
-        data[24..32].copy_from_slice(&arguments[1].to_le_bytes());
+        for (index, argument) in arguments.iter().enumerate() {
+            data[16 + 8 * index..24 + 8 * index].copy_from_slice(&argument.to_le_bytes());
+        }
         let (mut accumulator, mut at) = (0_u32, 0_usize);
         loop {
             let instruction = &program[at * 8..at * 8 + 8];
@@ -305,7 +306,7 @@ mod tests {
     }
 
     /// The strongest answer of all programs: an errno, or that the call is allowed.
-    fn answer(programs: &[Vec<u8>], arch: TargetArch, number: u32, arguments: [u64; 2]) -> u32 {
+    fn answer(programs: &[Vec<u8>], arch: TargetArch, number: u32, arguments: [u64; 4]) -> u32 {
         programs.iter().map(|program| evaluate(program, audit_arch(arch), number, arguments)).min().expect("a program")
     }
 
@@ -314,19 +315,25 @@ mod tests {
         let source = json!({"one": {"mismatch_action": "allow", "match_action": "trap", "filter": [{"syscall": call}]}});
         let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).expect("a known call");
         let program = bytes(&compiled["one"]);
-        let found = (0..2000).find(|number| evaluate(&program, audit_arch(arch), *number, [0; 2]) != ALLOW);
+        let found = (0..2000).find(|number| evaluate(&program, audit_arch(arch), *number, [0; 4]) != ALLOW);
         found.expect("the filter matches something")
     }
 
-    /// First two arguments for which the rule holds, and some for which it does not.
-    fn arguments(rule: &Rule) -> (Vec<[u64; 2]>, Option<[u64; 2]>) {
+    /// Arguments for which the rule holds, and some for which it does not.
+    fn arguments(rule: &Rule) -> (Vec<[u64; 4]>, Option<[u64; 4]>) {
+        let with = |index: u8, value: u64| {
+            let mut arguments = [0; 4];
+            arguments[usize::from(index)] = value;
+            arguments
+        };
         match rule.when {
-            When::Always | When::WithoutSubprocess => (vec![[u64::from(u32::MAX); 2]], None),
+            When::Always | When::WithoutSubprocess => (vec![[u64::from(u32::MAX); 4]], None),
             When::FirstHasBit(bits) => {
-                (bits.iter().map(|bit| [*bit, 0]).collect(), Some([libc::SIGCHLD.cast_unsigned().into(), 0]))
+                (bits.iter().map(|bit| with(0, *bit)).collect(), Some(with(0, libc::SIGCHLD.cast_unsigned().into())))
             }
-            When::FirstIsNone(values) => (vec![[38, 0], [40, 0], [17, 0]], values.last().map(|value| [*value, 7])),
-            When::SecondIsNone(values) => (vec![[0, 1], [2, 0x1000_0000]], values.last().map(|value| [1, *value])),
+            When::IsNone(index, values) => {
+                ([38, 40, 17].map(|value| with(index, value)).to_vec(), values.last().map(|value| with(index, *value)))
+            }
         }
     }
 
@@ -362,7 +369,7 @@ mod tests {
         for arch in BOTH {
             let programs = programs(Allowed::default(), arch).expect("programs");
             for call in ["read", "write", "openat", "mmap", "mprotect", "futex", "clone", "socketpair", "prlimit64", "kill"] {
-                assert_eq!(answer(&programs, arch, number(call, arch), [0; 2]), ALLOW, "{call}");
+                assert_eq!(answer(&programs, arch, number(call, arch), [0; 4]), ALLOW, "{call}");
             }
         }
     }
@@ -373,18 +380,18 @@ mod tests {
             let open = programs(ALL_SETTINGS[1], arch).expect("programs");
             let socket = number("socket", arch);
             for domain in [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK] {
-                assert_eq!(answer(&open, arch, socket, [domain, 0]), ALLOW);
+                assert_eq!(answer(&open, arch, socket, [domain, 0, 0, 0]), ALLOW);
             }
-            assert_eq!(answer(&open, arch, number("execve", arch), [0; 2]), ALLOW);
-            assert_ne!(answer(&open, arch, number("ptrace", arch), [0; 2]), ALLOW);
+            assert_eq!(answer(&open, arch, number("execve", arch), [0; 4]), ALLOW);
+            assert_ne!(answer(&open, arch, number("ptrace", arch), [0; 4]), ALLOW);
         }
     }
 
     #[test]
     fn another_numbering_is_refused() {
         let programs = programs(Allowed::default(), TargetArch::x86_64).expect("programs");
-        assert_eq!(answer(&programs, TargetArch::x86_64, 0x4000_0000 + 39, [0; 2]), libc::SECCOMP_RET_ERRNO | ENOSYS);
-        let i386 = programs.iter().map(|program| evaluate(program, 0x4000_0003, 11, [0; 2])).max();
+        assert_eq!(answer(&programs, TargetArch::x86_64, 0x4000_0000 + 39, [0; 4]), libc::SECCOMP_RET_ERRNO | ENOSYS);
+        let i386 = programs.iter().map(|program| evaluate(program, 0x4000_0003, 11, [0; 4])).max();
         assert_eq!(i386, Some(libc::SECCOMP_RET_KILL_PROCESS));
     }
 
@@ -409,10 +416,10 @@ mod tests {
             }
             for rule in rules(Allowed::default()) {
                 for call in calls(&rule, arch) {
-                    for [first, second] in arguments(&rule).0 {
+                    for [first, second, third, fourth] in arguments(&rule).0 {
                         let number = libc::c_long::from(number(call, arch));
                         // SAFETY: the filter answers before the call can act; every pointer among the arguments is null.
-                        let result = unsafe { libc::syscall(number, first, second, 0, 0, 0, 0) };
+                        let result = unsafe { libc::syscall(number, first, second, third, fourth, 0, 0) };
                         let errno = std::io::Error::last_os_error().raw_os_error().map(i32::cast_unsigned);
                         assert_eq!((result, errno), (-1, Some(rule.errno)), "{call}");
                     }

@@ -46,6 +46,8 @@ pub struct LimitsInfo {
     pub output_hard_limit_bytes: u64,
     /// Largest file that can be written.
     pub file_size_mb: u64,
+    /// What all files of a call may take together.
+    pub disk_mb: u64,
     /// Processes and threads at once.
     pub processes: u64,
 }
@@ -59,6 +61,7 @@ impl LimitsInfo {
             output_bytes: limits.output_cap_bytes,
             output_hard_limit_bytes: limits.output_hard_limit_bytes,
             file_size_mb: limits.file_size_bytes >> 20,
+            disk_mb: limits.disk_bytes >> 20,
             processes: limits.processes,
         }
     }

@@ -32,7 +32,7 @@ fn attack(home: Home, open: &[&str]) {
 }
 
 /// Open without Landlock: what the server's user may do with files and signals, the code may do.
-const OPEN_WITHOUT_LANDLOCK: &[&str] = &["other-calls-files", "poison-shared-memory", "write-tmp"];
+const OPEN_WITHOUT_LANDLOCK: &[&str] = &["other-calls-files", "write-tmp"];
 /// Open where the kernel refuses every layer: there the walls are the function's own.
 const OPEN_IN_LAMBDA: &[&str] = &[
     "exec-past-hooks",
@@ -195,4 +195,42 @@ async fn programs_are_refused_until_they_are_allowed() {
     let inside = "import subprocess\nprint(subprocess.run(['cat', '/etc/shadow'], capture_output=True, text=True).stderr)";
     let inside = open.run(inside).await;
     assert!(inside["stdout"].as_str().unwrap().contains("Permission denied"), "{inside:#}");
+}
+
+#[tokio::test]
+async fn files_are_counted_together_and_by_number() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_DISK_MB", "20")]);
+    let sleep = "\nimport time; time.sleep(10)";
+    let large = "for number in range(5): open(f'f{number}', 'wb').write(bytes(8 << 20))";
+    let many = "for number in range(21_000): open(f'f{number}', 'w').close()";
+    for code in [large, many] {
+        let result = server.run(&format!("{code}{sleep}")).await;
+        assert_eq!(result["error"]["code"], "disk_limit", "{code}: {result:#}");
+        server.still_works().await;
+    }
+    let small = server.run("open('a', 'wb').write(bytes(1 << 20))\nimport time; time.sleep(0.5)\nprint('kept on')").await;
+    assert_eq!(small["stdout"], "kept on\n", "{small:#}");
+}
+
+/// Also where all kernels are one user: each has a `/dev/shm` of its own.
+#[tokio::test]
+async fn multiprocessing_works_and_shared_memory_is_the_calls_own() {
+    for home in [Home::Caller, Home::User] {
+        if home == Home::User && !is_root() {
+            continue;
+        }
+        let server = Server::with(home, &[("PRELOAD", "core")]);
+        let code = "import multiprocessing as m\nopen('/dev/shm/of-a-call', 'w').write('x' * 9000)\n\
+                    with m.Pool(2) as p: print(p.map(abs, [-1, -2]))\nimport os; os._exit(0)";
+        let result = server.run(code).await;
+        assert_eq!(result["stdout"], "[1, 2]\n", "{home:?} {result:#}");
+        let look = "import os\nprint(os.path.exists('/dev/shm/of-a-call'))";
+        // Where the server is root it is swept after the answer.
+        let gone = async {
+            while server.run(look).await["stdout"] != "False\n" {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.unwrap();
+    }
 }

@@ -30,6 +30,7 @@ def main(config):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
         pass
+    _be_killed_before_the_supervisor()
     flags = namespaces.wanted(config["allow_network"])
     held = {"namespaces": namespaces.try_all(flags)}
     if held["namespaces"] == 0:
@@ -63,6 +64,15 @@ def main(config):
             _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
+
+
+def _be_killed_before_the_supervisor():
+    """When the machine runs out of memory, the kernel's choice must fall on a kernel of ours, not on the server."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")
+    except OSError:
+        pass
 
 
 def _announce(control, **message):

@@ -3,11 +3,11 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
-use sandbox::{Allowed, KernelProcess, Protection, Reaper};
+use sandbox::{Allowed, Cgroup, KernelProcess, Pidfd, Protection, Reaper};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::answer::outcome;
 use crate::home::{Home, KernelUsers};
-use crate::isolation::Isolation;
+use crate::isolation::{self, Isolation};
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
@@ -30,6 +30,10 @@ const REFILL_AFTER_CALL: Duration = Duration::from_millis(1);
 const REFILL_BESIDE_CALL: Duration = Duration::from_millis(15);
 /// How long the first stage may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
+const WARM_BYTES: u64 = 1 << 30;
+/// How long the end of the engine may take.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// After a family died: a broken tree must not be tried in a tight loop.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
@@ -117,6 +121,7 @@ pub struct StageStatus {
 /// The engine. Dropping it ends every process it started.
 pub struct Engine {
     inner: Arc<Inner>,
+    keeper: Option<std::thread::JoinHandle<()>>,
 }
 
 struct Inner {
@@ -124,8 +129,10 @@ struct Inner {
     tree: PythonTree,
     protection: Protection,
     isolation: Isolation,
+    cgroup_refused: RwLock<i32>,
     reaper: Arc<Reaper>,
     family: RwLock<Option<Arc<Family>>>,
+    zygote: Mutex<Option<Pidfd>>,
     generation: watch::Sender<u64>,
     pools: Pools,
     permits: Semaphore,
@@ -169,6 +176,7 @@ impl Engine {
         let inner = Arc::new(Inner {
             reaper: Arc::new(Reaper::new(protection.subreaper)),
             family: RwLock::new(None),
+            zygote: Mutex::new(None),
             generation: watch::Sender::new(0),
             pools: (0..stages).map(|_| Arc::new(Pool::new(config.spares))).collect(),
             permits: Semaphore::new(config.max_concurrency),
@@ -180,6 +188,7 @@ impl Engine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
             isolation: Isolation::new(config.allowed, &tree, state_dir.path()),
+            cgroup_refused: RwLock::new(isolation::ENOSYS),
             tree,
             protection,
             state_dir,
@@ -187,11 +196,11 @@ impl Engine {
         });
         let runtime = tokio::runtime::Handle::current();
         let weak = Arc::downgrade(&inner);
-        std::thread::Builder::new()
+        let keeper = std::thread::Builder::new()
             .name("zygote".to_owned())
             .spawn(move || keep_family(&weak, &runtime))
             .map_err(system("starting the zygote's thread"))?;
-        Ok(Self { inner })
+        Ok(Self { inner, keeper: Some(keeper) })
     }
 
     /// Runs one cell in a kernel of its own. `on_output` hears output while the cell runs. Dropping the future kills
@@ -221,7 +230,10 @@ impl Engine {
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
                 Some(StageState::Ready { missing, held: tried, .. }) => {
-                    held = Some(inner.isolation.complete(tried));
+                    let mut tried = inner.isolation.complete(tried);
+                    let refused = *inner.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
+                    tried.insert("cgroup".to_owned(), refused);
+                    held = Some(tried);
                     ("ready", missing)
                 }
                 Some(StageState::Starting) => ("starting", Vec::new()),
@@ -261,8 +273,15 @@ impl Drop for Engine {
         for pool in &self.inner.pools {
             pool.clear();
         }
-        // The zygotes end when their sockets close.
         *self.inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(zygote) = self.inner.zygote.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            zygote.kill();
+        }
+        // Its control group can only be removed when it has gone.
+        let patience = Instant::now() + END_PATIENCE;
+        while self.keeper.as_ref().is_some_and(|keeper| !keeper.is_finished()) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -293,6 +312,11 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         };
         let pid = i32::try_from(child.id()).unwrap_or(0);
         inner.reaper.adopt(pid);
+        *inner.zygote.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
+        // Before it can have forked anything.
+        let cgroup = inner.cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| cgroup));
+        *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
+            cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
         *inner.family.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(family));
         inner.generation.send_modify(|generation| *generation += 1);
         let context = runtime.enter();
@@ -304,6 +328,7 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         drop(inner);
         let status = child.wait();
         reaper.release(pid);
+        drop(cgroup);
         let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) else { return };
         tracing::warn!(?status, "the zygote ended; starting another");
         *inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -316,6 +341,13 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
 }
 
 impl Inner {
+    /// The group around all kernels: room for every call at its limits, and for what is warm.
+    fn cgroup(&self) -> std::io::Result<Cgroup> {
+        let limits = &self.config.limits;
+        let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
+        Cgroup::make(WARM_BYTES + calls * (limits.memory_bytes + WARM_BYTES / 16), 64 + calls * (limits.processes + 1))
+    }
+
     /// A permit to run, unless the queue is full.
     async fn permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         struct Queued<'a>(&'a AtomicUsize);

@@ -10,7 +10,7 @@ use crate::PythonTree;
 use crate::zygote::Held;
 
 /// Not implemented: what a kernel without the layer answers.
-const ENOSYS: i32 = 38;
+pub(crate) const ENOSYS: i32 = 38;
 
 /// Filter programs in hexadecimal, as the harness takes them; none on an architecture that has no rules.
 fn filters(allowed: Allowed) -> Result<Vec<String>, String> {

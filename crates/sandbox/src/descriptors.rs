@@ -183,6 +183,11 @@ impl Pidfd {
         self.0.try_clone()
     }
 
+    /// Ends the process at once.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = rustix::process::pidfd_send_signal(&self.0, signal);
     }

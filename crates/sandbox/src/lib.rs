@@ -4,6 +4,7 @@
 //! held and is never fatal (inside a Lambda function `prctl` is denied altogether); a kill is only done when nothing
 //! of the killed tree is left.
 
+mod cgroup;
 mod descriptors;
 mod kill;
 mod landlock;
@@ -12,6 +13,7 @@ mod seccomp;
 mod spawn;
 mod supervisor;
 
+pub use crate::cgroup::Cgroup;
 pub use crate::landlock::Landlock;
 pub use descriptors::{
     ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,

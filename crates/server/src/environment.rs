@@ -149,6 +149,7 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
         tried("user_per_call", "a server that is root runs each call as another, powerless user"),
         tried("no_capabilities", "the code has none of root's rights"),
         tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory"),
+        tried("cgroup", "all calls together can't take the machine's memory or processes"),
         by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
         by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),
         seccomp.clone(),

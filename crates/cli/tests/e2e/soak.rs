@@ -48,8 +48,16 @@ fn inventory(server: &Server, state: &Path) -> BTreeMap<&'static str, usize> {
         ("descriptors of its processes", zygote_descriptors),
         ("directories of calls", entries(engine)),
         ("shared memory", entries("/dev/shm".into())),
+        ("control groups", groups(Path::new("/sys/fs/cgroup"), server.pid())),
         ("mounts", std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap().lines().count()),
     ])
+}
+
+/// Directories of the server's own control groups: one in each hierarchy, with nothing below.
+fn groups(directory: &Path, pid: i32) -> usize {
+    let name = format!("code-interpreter-{pid}");
+    let below = std::fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    below.map(|entry| usize::from(entry.path().to_string_lossy().contains(&name)) + groups(&entry.path(), pid)).sum()
 }
 
 fn descendants(pid: i32) -> Vec<i32> {
@@ -123,4 +131,8 @@ async fn thousands_of_calls_leave_nothing_behind() {
     }
     let (_, health) = server.request("GET", "/health", &[], "").await;
     assert!(health.contains("\"restarts\":0"), "{health}");
+    let pid = server.pid();
+    drop(server);
+    assert_eq!(groups(Path::new("/sys/fs/cgroup"), pid), 0, "the server takes its control groups with it");
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "and its directory");
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
-use sandbox::{Allowed, Cgroup, KernelProcess, Pidfd, Protection, Reaper};
+use sandbox::{Allowed, Cgroup, KernelProcess, Landlock, Pidfd, Protection, Reaper};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
@@ -101,6 +101,8 @@ pub struct EngineStatus {
     /// What the operator allows user code.
     #[serde(skip)]
     pub allowed: Allowed,
+    /// The version of the kernel's Landlock; `None` without one.
+    pub landlock_abi: Option<i32>,
     /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
     pub held: Option<Held>,
 }
@@ -252,6 +254,7 @@ impl Engine {
             supervisor_subreaper: inner.protection.subreaper,
             runs_as_root: sandbox::is_root(),
             allowed: inner.config.allowed,
+            landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
         }
     }

@@ -132,6 +132,18 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
             Layer { name, state: namespaces.state, effect, reason: namespaces.reason.clone() }
         }
     };
+    let landlock =
+        tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory");
+    let by_landlock = |name, needs: i32, effect| match (landlock.state, status.landlock_abi) {
+        (LayerState::Active, _) if status.allowed.network && name == "landlock_tcp" => {
+            Layer { name, state: LayerState::Off, effect, reason: Some("ALLOW_NETWORK is on".to_owned()) }
+        }
+        (LayerState::Active, Some(abi)) if abi < needs => {
+            let reason = format!("the kernel's Landlock is version {abi}, and this came with {needs}");
+            Layer { name, state: LayerState::Refused, effect, reason: Some(reason) }
+        }
+        (state, _) => Layer { name, state, effect, reason: landlock.reason.clone() },
+    };
     vec![
         by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
         by_us("scrubbed_environment", "the code's environment is built from nothing"),
@@ -148,7 +160,9 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
         by_namespace("network_namespace", "the code has a network of its own with nothing in it"),
         tried("user_per_call", "a server that is root runs each call as another, powerless user"),
         tried("no_capabilities", "the code has none of root's rights"),
-        tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory"),
+        landlock.clone(),
+        by_landlock("landlock_tcp", 4, "the code can't connect or listen by TCP, whatever socket it has"),
+        by_landlock("landlock_signals", 6, "the code can't signal processes or reach abstract sockets outside of its own call"),
         tried("cgroup", "all calls together can't take the machine's memory or processes"),
         by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
         by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),

@@ -131,11 +131,16 @@ fn each_home_has_the_layers_it_should_have() {
     }
     assert_eq!(refused(Home::Caller), Vec::<String>::new());
     assert_eq!(refused(Home::User), ["n/a user_per_call"]);
-    assert_eq!(refused(Home::NoLandlock), ["REFUSED landlock", "n/a user_per_call"]);
+    assert_eq!(
+        refused(Home::NoLandlock),
+        ["REFUSED landlock", "REFUSED landlock_signals", "REFUSED landlock_tcp", "n/a user_per_call"]
+    );
     assert_eq!(
         refused(Home::Lambda),
         [
             "REFUSED landlock",
+            "REFUSED landlock_signals",
+            "REFUSED landlock_tcp",
             "REFUSED namespaces",
             "REFUSED network_namespace",
             "REFUSED no_network",

@@ -96,10 +96,11 @@ def _prepare_interpreter(config):
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
     builtins.help = _sitebuiltins._Helper()
-    import multiprocessing
+    if sys.version_info >= (3, 14):
+        import multiprocessing
 
-    # The other start methods run a new interpreter that would look for the cell's source.
-    multiprocessing.set_start_method("fork")
+        # The default from here on runs a new interpreter that would look for the cell's source.
+        multiprocessing.set_start_method("fork")
     _parent_of_fork = os.getpid()
     os.register_at_fork(before=_remember_parent)
 

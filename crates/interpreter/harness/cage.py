@@ -33,9 +33,9 @@ class Cage:
         if self._programs:
             self._hold("seccomp", linux.install_seccomp(self._programs))
 
-    def close_kernel(self, ruleset):
-        """Locks this process in."""
-        if namespaces.private_shared_memory() and ruleset is not None:
+    def close_kernel(self, ruleset, own_user):
+        """Locks this process in. `own_user`: whether no other kernel is the same user."""
+        if not own_user and namespaces.private_shared_memory() and ruleset is not None:
             directory = os.open("/dev/shm", os.O_PATH)
             self._hold("landlock", linux.allow_beneath(ruleset, directory, self._shared_memory_rights))
             os.close(directory)

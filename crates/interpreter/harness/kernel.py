@@ -128,7 +128,7 @@ def _confine(cage, parent, spawn, ruleset_fd):
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
     _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])
     _limit(resource.RLIMIT_NPROC, spawn["processes"])
-    cage.close_kernel(ruleset_fd)
+    cage.close_kernel(ruleset_fd, own_user=uid is not None)
     if ruleset_fd is not None:
         os.close(ruleset_fd)
     os.environ["HOME"] = spawn["dir"]

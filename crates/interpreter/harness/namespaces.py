@@ -22,7 +22,6 @@ _NOSUID_NODEV = 0x06
 _SHARED_MEMORY_OPTIONS = b"mode=1777,size=256m"
 
 _own_pid_namespace = None
-_has_user_namespace = False
 
 
 def wanted(network):
@@ -44,7 +43,7 @@ def try_all(flags):
         if not refused:
             inner = os.fork()
             if inner == 0:
-                os._exit(_settle() or _try_kernel(flags))
+                os._exit(_settle() or _try_kernel())
             refused = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
     finally:
         os._exit(refused)
@@ -61,8 +60,6 @@ def enter(flags):
         _become_stub()
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
-    global _has_user_namespace
-    _has_user_namespace = bool(flags & _NEW_USER)
     refused = _settle()
     if refused:
         raise OSError(refused, "the namespaces could be used in a trial and can't be now")
@@ -79,8 +76,8 @@ def before_kernel():
 
 
 def private_shared_memory():
-    """Gives this kernel a /dev/shm of its own, where all kernels are one user; true when it did."""
-    if not _has_user_namespace:
+    """Gives this kernel a /dev/shm of its own, for where all kernels are one user; true when it did."""
+    if not in_use() or not os.path.isdir("/dev/shm"):
         return False
     refused = _mount_shared_memory()
     if refused:
@@ -125,7 +122,7 @@ def _settle():
     return 0
 
 
-def _try_kernel(flags):
+def _try_kernel():
     for _ in range(2):
         try:
             before_kernel()
@@ -134,7 +131,7 @@ def _try_kernel(flags):
         pid = os.fork()
         if pid == 0:
             refused = 0 if os.getpid() == 1 else 1
-            os._exit(refused or (_mount_shared_memory() if flags & _NEW_USER else 0))
+            os._exit(refused or (_mount_shared_memory() if os.path.isdir("/dev/shm") else 0))
         if os.waitpid(pid, 0)[1]:
             return 1
     return 0

@@ -40,6 +40,7 @@ const OPEN_IN_LAMBDA: &[&str] = &[
     "kill-server",
     "kill-zygote",
     "limit-server",
+    "memfd-program",
     "message-queue",
     "netlink",
     "other-calls-files",

@@ -1,8 +1,8 @@
 //! One control group around all kernels of a server: what they use together can't take the machine down.
 //!
 //! Rule: it bounds the sum, where the kernel lets us make one; each call's own limits are resource limits and polling,
-//! which need no rights. A group for each call would cost more than the call: attaching a process stops all forks of the
-//! machine for a moment.
+//! which need no rights. A group for each call would slow every call: attaching a process takes 0.2 ms, at times 13, and
+//! stops all forks of the machine meanwhile.
 
 use std::io;
 use std::path::{Path, PathBuf};

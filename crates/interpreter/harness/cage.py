@@ -14,9 +14,6 @@ import harness_namespaces as namespaces
 _NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
 _PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
 _AF_UNIX = 1
-# Write, read, list, remove, make files.
-_SHARED_MEMORY_RIGHTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8
-_TRUNCATE = 1 << 14
 
 
 class Cage:
@@ -25,7 +22,7 @@ class Cage:
     def __init__(self, config):
         self._programs = [bytes.fromhex(program) for program in config["seccomp"]]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
-        self._shared_memory_rights = _SHARED_MEMORY_RIGHTS | (_TRUNCATE if config["landlock_abi"] >= 3 else 0)
+        self._shared_memory_rights = config["shared_memory_rights"]
         self.held = {}
 
     def close_zygote(self):

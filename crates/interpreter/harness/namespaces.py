@@ -4,7 +4,6 @@ Rule: when a kernel ends, everything in its namespace ends, and it can't see or 
 together or not at all, and only after a throw-away child has shown that all of it works."""
 
 import os
-import sys
 
 import harness_linux as linux
 
@@ -17,8 +16,7 @@ _NEW_NETWORK = 0x40000000
 
 _MOUNT_PRIVATE_RECURSIVE = 0x44000
 _MOUNT_NOSUID_NODEV_NOEXEC = 0x0E
-
-_NOSUID_NODEV = 0x06
+_MOUNT_NOSUID_NODEV = 0x06
 _SHARED_MEMORY_OPTIONS = b"mode=1777,size=256m"
 
 _own_pid_namespace = None
@@ -54,10 +52,10 @@ def enter(flags):
     refused = _unshare_and_map(flags)
     if refused:
         raise OSError(refused, "namespaces could be made in a trial and are refused now")
-    parent = os.getpid()
     pid = os.fork()
     if pid:
-        _become_stub()
+        # Of the zygote's descriptors none may stay open here: their ends are how a death is noticed.
+        os.closerange(3, 1 << 16)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
     refused = _settle()
@@ -86,7 +84,9 @@ def private_shared_memory():
 
 
 def _mount_shared_memory():
-    return linux.unshare(_NEW_MOUNT) or linux.mount(b"shm", b"/dev/shm", b"tmpfs", _NOSUID_NODEV, _SHARED_MEMORY_OPTIONS)
+    return linux.unshare(_NEW_MOUNT) or linux.mount(
+        b"shm", b"/dev/shm", b"tmpfs", _MOUNT_NOSUID_NODEV, _SHARED_MEMORY_OPTIONS
+    )
 
 
 def in_use():
@@ -135,9 +135,3 @@ def _try_kernel():
         if os.waitpid(pid, 0)[1]:
             return 1
     return 0
-
-
-def _become_stub():
-    """Nothing of the zygote's descriptors may stay open here: their ends are how a death is noticed."""
-    os.closerange(3, 1 << 16)
-    sys.stdin = None

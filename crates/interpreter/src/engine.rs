@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak, mpsc};
+use std::time::Duration;
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{Allowed, Cgroup, KernelProcess, Landlock, Pidfd, Protection, Reaper};
@@ -96,8 +96,6 @@ pub struct EngineStatus {
     pub supervisor_non_dumpable: bool,
     /// Whether orphans of kernels come to the supervisor.
     pub supervisor_subreaper: bool,
-    /// Whether the server is root.
-    pub runs_as_root: bool,
     /// What the operator allows user code.
     #[serde(skip)]
     pub allowed: Allowed,
@@ -123,7 +121,8 @@ pub struct StageStatus {
 /// The engine. Dropping it ends every process it started.
 pub struct Engine {
     inner: Arc<Inner>,
-    keeper: Option<std::thread::JoinHandle<()>>,
+    /// Closed when the thread that keeps the zygotes has ended.
+    keeper: Mutex<mpsc::Receiver<()>>,
 }
 
 struct Inner {
@@ -198,11 +197,15 @@ impl Engine {
         });
         let runtime = tokio::runtime::Handle::current();
         let weak = Arc::downgrade(&inner);
-        let keeper = std::thread::Builder::new()
+        let (keeps, keeper) = mpsc::channel();
+        std::thread::Builder::new()
             .name("zygote".to_owned())
-            .spawn(move || keep_family(&weak, &runtime))
+            .spawn(move || {
+                keep_family(&weak, &runtime);
+                drop(keeps);
+            })
             .map_err(system("starting the zygote's thread"))?;
-        Ok(Self { inner, keeper: Some(keeper) })
+        Ok(Self { inner, keeper: Mutex::new(keeper) })
     }
 
     /// Runs one cell in a kernel of its own. `on_output` hears output while the cell runs. Dropping the future kills
@@ -252,7 +255,6 @@ impl Engine {
             restarts: inner.generation.borrow().saturating_sub(1),
             supervisor_non_dumpable: inner.protection.non_dumpable,
             supervisor_subreaper: inner.protection.subreaper,
-            runs_as_root: sandbox::is_root(),
             allowed: inner.config.allowed,
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
@@ -281,10 +283,7 @@ impl Drop for Engine {
             zygote.kill();
         }
         // Its control group can only be removed when it has gone.
-        let patience = Instant::now() + END_PATIENCE;
-        while self.keeper.as_ref().is_some_and(|keeper| !keeper.is_finished()) && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(END_PATIENCE);
     }
 }
 
@@ -316,7 +315,7 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         let pid = i32::try_from(child.id()).unwrap_or(0);
         inner.reaper.adopt(pid);
         *inner.zygote.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
-        // Before it can have forked anything.
+        // While Python still starts, and so before it forks anything.
         let cgroup = inner.cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| cgroup));
         *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
             cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
@@ -348,7 +347,8 @@ impl Inner {
     fn cgroup(&self) -> std::io::Result<Cgroup> {
         let limits = &self.config.limits;
         let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
-        Cgroup::make(WARM_BYTES + calls * (limits.memory_bytes + WARM_BYTES / 16), 64 + calls * (limits.processes + 1))
+        let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
+        Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
     }
 
     /// A permit to run, unless the queue is full.
@@ -435,7 +435,7 @@ impl Inner {
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {
             Ok(landlock) => {
-                let ruleset = landlock.ruleset(home.path(), proc.as_ref().map(|proc| proc.as_fd()));
+                let ruleset = landlock.ruleset(home.path(), uid.is_some(), proc.as_ref().map(|proc| proc.as_fd()));
                 theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
             }
             Err(_) => theirs,

@@ -47,7 +47,7 @@ impl Isolation {
             tracing::warn!(%error, "matplotlib's directory could not be made");
         }
         let readable = [tree.root().to_path_buf(), matplotlib];
-        Self { allowed, seccomp, landlock: Landlock::new(allowed, &readable, sandbox::is_root()) }
+        Self { allowed, seccomp, landlock: Landlock::new(allowed, &readable) }
     }
 
     /// Adds what could not even be tried to what the zygote has tried.

@@ -197,8 +197,13 @@ impl Family {
     pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
         let first_control = SOURCES_FD + 1;
         let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
-        let ruleset =
-            config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir, None)).transpose()?;
+        let ruleset = config
+            .isolation
+            .landlock
+            .as_ref()
+            .ok()
+            .map(|landlock| landlock.ruleset(config.state_dir, false, None))
+            .transpose()?;
         let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
         let probe_paths = [config.tree.site(), config.state_dir.to_path_buf()];
         let start = json!({
@@ -210,7 +215,7 @@ impl Family {
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
                 "seccomp": config.isolation.seccomp,
-                "landlock_abi": config.isolation.landlock.as_ref().map_or(0, Landlock::abi),
+                "shared_memory_rights": config.isolation.landlock.as_ref().map_or(0, Landlock::shared_memory_rights),
                 "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
                 "allow_network": config.isolation.allowed.network,
                 "allow_subprocess": config.isolation.allowed.subprocess,

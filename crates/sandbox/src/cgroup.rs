@@ -38,7 +38,7 @@ impl Cgroup {
                 _ => group.directories.push(directory.clone()),
             }
             for (name, value) in limits {
-                write_existing(&directory.join(name), value)?;
+                write_existing(&directory.join(name), &value)?;
             }
         }
         if group.directories.is_empty() {
@@ -52,7 +52,7 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses it.
     pub fn add(&self, pid: i32) -> io::Result<()> {
-        self.directories.iter().try_for_each(|directory| write_existing(&directory.join("cgroup.procs"), pid.into()))
+        self.directories.iter().try_for_each(|directory| write_existing(&directory.join("cgroup.procs"), &pid))
     }
 }
 
@@ -69,7 +69,7 @@ impl Drop for Cgroup {
     }
 }
 
-type Limit = (&'static str, i128);
+type Limit = (&'static str, u64);
 
 /// The groups to make one in, and what to write there: the one hierarchy of version 2, or two of version 1.
 fn places(membership: &str, memory_bytes: u64, processes: u64) -> Vec<(PathBuf, Vec<Limit>)> {
@@ -81,21 +81,20 @@ fn places(membership: &str, memory_bytes: u64, processes: u64) -> Vec<(PathBuf, 
             (controllers.split(',').any(|name| name == wanted)).then(|| path.trim_start_matches('/').to_owned())
         })
     };
-    let (memory, processes) = (i128::from(memory_bytes), i128::from(processes));
     match (path_of("memory"), path_of("pids"), path_of("")) {
         (Some(memory_path), Some(pids_path), _) => vec![
-            (Path::new(ROOT).join("memory").join(memory_path), vec![("memory.limit_in_bytes", memory)]),
+            (Path::new(ROOT).join("memory").join(memory_path), vec![("memory.limit_in_bytes", memory_bytes)]),
             (Path::new(ROOT).join("pids").join(pids_path), vec![("pids.max", processes)]),
         ],
         (_, _, Some(path)) => {
-            vec![(Path::new(ROOT).join(path), vec![("memory.max", memory), ("pids.max", processes)])]
+            vec![(Path::new(ROOT).join(path), vec![("memory.max", memory_bytes), ("pids.max", processes)])]
         }
         _ => Vec::new(),
     }
 }
 
 /// The files of a group exist or they don't: one must never be made by writing to it.
-fn write_existing(path: &Path, value: i128) -> io::Result<()> {
+fn write_existing(path: &Path, value: &impl ToString) -> io::Result<()> {
     use std::io::Write;
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.to_string().as_bytes())
 }

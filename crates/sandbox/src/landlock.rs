@@ -1,7 +1,7 @@
 //! What of the file system user code may touch.
 //!
 //! Rule: the rule set is made here, in Rust, and handed to the kernel process as a descriptor; there it is only put in
-//! force. It can read the interpreter, the stack and what every program needs of the system, write to its own directory
+//! force (with one rule more, for a `/dev/shm` that only the kernel process can see). It can read the interpreter, the stack and what every program needs of the system, write to its own directory
 //! and a few devices, and reach nothing else: no other call's files, no socket or signal out of its own domain, no TCP.
 
 use std::io;
@@ -53,15 +53,15 @@ pub struct Landlock {
     network: bool,
     /// Opened once: every kernel's rule set has these.
     common: Vec<(PathFd, BitFlags<AccessFs>)>,
+    shared_memory: Option<PathFd>,
 }
 
 impl Landlock {
-    /// `readable`: what the code may read besides the system's own. `own_user`: whether each kernel is another user, so
-    /// that `/dev/shm` can be shared. Paths that don't exist are left out.
+    /// `readable`: what the code may read besides the system's own. Paths that don't exist are left out.
     ///
     /// # Errors
     /// The kernel's reason for having no Landlock.
-    pub fn new(allowed: Allowed, readable: &[PathBuf], own_user: bool) -> io::Result<Self> {
+    pub fn new(allowed: Allowed, readable: &[PathBuf]) -> io::Result<Self> {
         let abi = abi()?;
         let read = if allowed.subprocess { AccessFs::from_read(NEWEST) } else { AccessFs::ReadFile | AccessFs::ReadDir };
         let paths = |list: &[&str], access| list.iter().map(|path| (PathBuf::from(path), access)).collect::<Vec<_>>();
@@ -71,15 +71,12 @@ impl Landlock {
         if allowed.subprocess {
             wanted.extend(paths(PROGRAMS, read));
         }
-        if own_user {
-            wanted.extend(paths(&[SHARED_MEMORY], AccessFs::from_all(NEWEST)));
-        }
         let common = wanted.into_iter().filter_map(|(path, access)| {
             // A rule for a file must not name rights that only directories have.
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
             Some((PathFd::new(&path).ok()?, access))
         });
-        Ok(Self { abi, network: allowed.network, common: common.collect() })
+        Ok(Self { abi, network: allowed.network, common: common.collect(), shared_memory: PathFd::new(SHARED_MEMORY).ok() })
     }
 
     /// The kernel's version of the interface.
@@ -87,17 +84,30 @@ impl Landlock {
         self.abi
     }
 
-    /// The rule set of one kernel. `proc`: the `/proc` it sees.
+    /// What a kernel may do in a `/dev/shm` of its own, in the bits of the system call.
+    pub fn shared_memory_rights(&self) -> u64 {
+        let mut rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::MakeReg;
+        if self.abi >= 3 {
+            rights |= AccessFs::Truncate;
+        }
+        rights.bits()
+    }
+
+    /// The rule set of one kernel. `own_user`: whether no other kernel is the same user, so that it can use the common
+    /// `/dev/shm`. `proc`: the `/proc` it sees.
     ///
     /// # Errors
     /// When the system is out of descriptors or memory.
-    pub fn ruleset(&self, own_directory: &Path, proc: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-        self.build(own_directory, proc).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    pub fn ruleset(&self, own_directory: &Path, own_user: bool, proc: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+        self.build(own_directory, own_user, proc)
+            .map_err(io::Error::other)?
+            .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
     fn build(
         &self,
         own_directory: &Path,
+        own_user: bool,
         proc: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
@@ -111,6 +121,9 @@ impl Landlock {
         let mut created = ruleset.create()?;
         for (path, access) in &self.common {
             created = created.add_rule(PathBeneath::new(path, *access))?;
+        }
+        if let Some(shared) = self.shared_memory.as_ref().filter(|_| own_user) {
+            created = created.add_rule(PathBeneath::new(shared, everything))?;
         }
         if let Some(proc) = proc {
             created = created.add_rule(PathBeneath::new(proc, AccessFs::ReadFile | AccessFs::ReadDir))?;

@@ -22,17 +22,17 @@ pub struct Allowed {
 
 /// Some system calls, what they answer, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct Rule {
+struct Rule {
     /// Their names.
-    pub calls: &'static [&'static str],
+    calls: &'static [&'static str],
     /// Which architecture has them; `None` for both.
     only_on: Option<TargetArch>,
     /// When the rule holds.
     when: When,
     /// What the call answers.
-    pub errno: u32,
+    errno: u32,
     /// Why.
-    pub reason: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +171,7 @@ const RULES: &[Rule] = &[
 ];
 
 /// The rules for these settings.
-pub fn rules(allowed: Allowed) -> Vec<Rule> {
+fn rules(allowed: Allowed) -> Vec<Rule> {
     let (domains, reason): (&'static [u64], _) = if allowed.network {
         (&[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK], "socket families beyond the internet's")
     } else {

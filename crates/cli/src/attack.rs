@@ -1,16 +1,16 @@
-//! `code-interpreter doctor --attack`: runs hostile programs, here or against a deployment, and says
-//! what stopped each.
+//! `code-interpreter doctor --attack`: sends hostile programs and requests to a deployment, or to a server of its own,
+//! and says what stopped each.
 //!
 //! Rule: an attack that gets through although a layer that should stop it is reported as active is a broken promise,
 //! and the exit code says so. One that no active layer covers is open, and said to be open.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use protocol::{ErrorCode, ExecutionResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use server::{Interpreter, LayerState};
 
 use crate::deployment::Deployment;
 
@@ -43,15 +43,45 @@ struct Attack {
     name: String,
     family: String,
     tries: String,
-    code: Vec<String>,
-    /// Layers of which each stops it.
+    /// Layers, or settings of the door, of which each stops it.
     #[serde(default)]
     stopped_by: Vec<String>,
+    #[serde(flatten)]
+    weapon: Weapon,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Weapon {
+    Program(Program),
+    Request { request: HostileRequest },
+}
+
+/// Code for the interpreter.
+#[derive(Deserialize)]
+struct Program {
+    code: Vec<String>,
     /// Error codes of which one must end it; none for a program that looks whether it got through.
     #[serde(default)]
     expect: Vec<String>,
     /// A second call that looks for what the first one left.
     then: Option<Vec<String>>,
+}
+
+/// A request for the door, which must refuse it.
+#[derive(Deserialize)]
+struct HostileRequest {
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    /// The whole body; a call that would run `print('OPEN')` when there is none.
+    body: Option<String>,
+    /// Arguments of such a call, as JSON text: it may be text that is none.
+    arguments: Option<String>,
+    /// Stands for `%` in the body, this many times.
+    #[serde(default)]
+    fill: (String, usize),
+    /// The argument that the refusal must name.
+    field: Option<String>,
 }
 
 /// How an attack ended.
@@ -77,16 +107,9 @@ struct Finding<'a> {
     detail: String,
 }
 
-/// Where the attacks run.
-pub(crate) enum Target {
-    /// An engine in this process.
-    Local(Arc<Interpreter>),
-    /// A deployment, by the address of its MCP endpoint.
-    Remote(Deployment),
-}
-
 /// Runs every attack.
-pub(crate) async fn attack(target: Arc<Target>, as_json: bool) -> ExitCode {
+pub(crate) async fn attack(deployment: Deployment, as_json: bool) -> ExitCode {
+    let target = Target(Arc::new(deployment));
     let suite: Suite = match serde_json::from_str(ATTACKS) {
         Ok(suite) => suite,
         Err(error) => return crate::fail(&format!("the bundled attacks can't be read: {error}")),
@@ -112,42 +135,63 @@ pub(crate) async fn attack(target: Arc<Target>, as_json: bool) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// What is attacked, for tasks that must not block.
+#[derive(Clone)]
+struct Target(Arc<Deployment>);
+
 impl Target {
     /// Names of the layers that are reported as active.
-    async fn active_layers(self: &Arc<Self>) -> Result<Vec<String>, String> {
-        match &**self {
-            Self::Local(interpreter) => {
-                let layers = interpreter.environment().sandbox.into_iter();
-                Ok(layers.filter(|layer| layer.state == LayerState::Active).map(|layer| layer.name.to_owned()).collect())
-            }
-            Self::Remote(_) => {
-                let environment = self.call("get_environment_info", json!({})).await?;
-                let layers = environment["sandbox"].as_array().ok_or("the deployment does not report its layers")?;
-                let active = layers.iter().filter(|layer| layer["state"] == "active");
-                Ok(active.filter_map(|layer| layer["name"].as_str().map(str::to_owned)).collect())
-            }
-        }
+    async fn active_layers(&self) -> Result<Vec<String>, String> {
+        let environment = self.call("get_environment_info", json!({})).await?;
+        let layers = environment["sandbox"].as_array().ok_or("the deployment does not report its layers")?;
+        let active = layers.iter().filter(|layer| layer["state"] == "active");
+        Ok(active.filter_map(|layer| layer["name"].as_str().map(str::to_owned)).collect())
     }
 
-    async fn run(self: &Arc<Self>, code: &str) -> Result<ExecutionResult, String> {
-        let call = json!({"code": code, "timeout": TIMEOUT_SECONDS});
-        match (&**self, call) {
-            (Self::Local(interpreter), Value::Object(call)) => {
-                let request = interpreter.check(call).map_err(|error| error.to_string())?;
-                Ok(interpreter.execute(&request, &mut |_| {}).await.result)
-            }
-            (_, call) => serde_json::from_value(self.call("execute_python", call).await?).map_err(|error| error.to_string()),
-        }
+    async fn run(&self, code: &str) -> Result<ExecutionResult, String> {
+        let result = self.call("execute_python", json!({"code": code, "timeout": TIMEOUT_SECONDS})).await?;
+        serde_json::from_value(result).map_err(|error| error.to_string())
     }
 
-    /// Calls a tool of a deployment: its structured result.
-    async fn call(self: &Arc<Self>, tool: &'static str, arguments: Value) -> Result<Value, String> {
+    /// Calls a tool: its structured result.
+    async fn call(&self, tool: &'static str, arguments: Value) -> Result<Value, String> {
+        self.blocking(move |deployment| deployment.call(tool, &arguments)).await
+    }
+
+    /// Sends a body as it is: the status and the text of the answer.
+    async fn send(&self, headers: BTreeMap<String, String>, body: String) -> Result<(u16, String), String> {
+        self.blocking(move |deployment| deployment.send(&headers, &body)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&Deployment) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
         let target = self.clone();
-        let call = move || match &*target {
-            Self::Remote(deployment) => deployment.call(tool, &arguments),
-            Self::Local(_) => Err("not a deployment".to_owned()),
+        tokio::task::spawn_blocking(move || request(&target.0)).await.map_err(|error| error.to_string())?
+    }
+}
+
+impl HostileRequest {
+    fn body(&self) -> String {
+        let (filling, times) = &self.fill;
+        let arguments = self.arguments.as_deref().unwrap_or(r#"{"code": "print('OPEN')"}"#);
+        let call = || {
+            let params = format!(r#"{{"name": "execute_python", "arguments": {arguments}}}"#);
+            format!(r#"{{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {params}}}"#)
         };
-        tokio::task::spawn_blocking(call).await.map_err(|error| error.to_string())?
+        let body = self.body.clone().unwrap_or_else(call);
+        if filling.is_empty() { body } else { body.replace('%', &filling.repeat(*times)) }
+    }
+
+    /// Whether the answer is a refusal, for the right reason.
+    fn judge(&self, status: u16, text: &str) -> (bool, String) {
+        let message = crate::deployment::last_message(text);
+        let error = &message["error"];
+        let said = format!("HTTP {status}: {}", error["message"].as_str().unwrap_or(text).chars().take(80).collect::<String>());
+        let refused = (400..500).contains(&status) || (status == 200 && error["code"].is_i64());
+        let names_it = self.field.as_ref().is_none_or(|field| error["data"]["field"] == field.as_str());
+        (refused && names_it, said)
     }
 }
 
@@ -171,38 +215,50 @@ fn summarise(findings: &[Finding<'_>], as_json: bool, failed: usize, open: usize
     }
 }
 
-async fn try_one<'a>(
-    target: &Arc<Target>,
-    prelude: &[String],
-    attack: &'a Attack,
-    active: &[String],
-) -> Result<Finding<'a>, String> {
-    let source = |code: &[String]| [prelude, code].concat().join("\n");
-    let mut result = target.run(&source(&attack.code)).await?;
-    if let Some(then) = &attack.then {
-        result = target.run(&source(then)).await?;
-    }
-    let (mut verdict, mut detail) = judge(attack, &result, active);
+async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, active: &[String]) -> Result<Finding<'a>, String> {
+    let (mut verdict, mut detail) = match &attack.weapon {
+        Weapon::Program(program) => {
+            let source = |code: &[String]| [prelude, code].concat().join("\n");
+            let mut result = target.run(&source(&program.code)).await?;
+            if let Some(then) = &program.then {
+                result = target.run(&source(then)).await?;
+            }
+            judge(attack, program, &result, active)
+        }
+        Weapon::Request { request } => {
+            match target.send(request.headers.clone(), request.body()).await.map(|(status, text)| request.judge(status, &text)) {
+                Ok((true, said)) => (Verdict::Stopped, said),
+                Ok((false, said)) => got_through(attack, active, &said),
+                // Refused before it was read to its end: whether the server still lives shows below.
+                Err(closed) => (Verdict::Stopped, closed),
+            }
+        }
+    };
     if target.run("print(2+3)").await?.stdout != "5\n" {
         (verdict, detail) = (Verdict::Broken, "the next call did not work".to_owned());
     }
     Ok(Finding { name: &attack.name, family: &attack.family, tries: &attack.tries, verdict, detail })
 }
 
-fn judge(attack: &Attack, result: &ExecutionResult, active: &[String]) -> (Verdict, String) {
+fn got_through(attack: &Attack, active: &[String], what: &str) -> (Verdict, String) {
+    match attack.stopped_by.iter().find(|layer| active.contains(layer)) {
+        Some(layer) => (Verdict::Broken, format!("{layer} is active, and yet: {what}")),
+        None if attack.stopped_by.is_empty() => (Verdict::Broken, what.to_owned()),
+        None => (Verdict::Open, format!("would be stopped by {}", attack.stopped_by.join(" or "))),
+    }
+}
+
+fn judge(attack: &Attack, program: &Program, result: &ExecutionResult, active: &[String]) -> (Verdict, String) {
     let last_word = result.stdout.lines().last().unwrap_or_default();
     if let Some(through) = result.stdout.lines().find(|line| line.starts_with(GOT_THROUGH)) {
-        return match attack.stopped_by.iter().find(|layer| active.contains(layer)) {
-            Some(layer) => (Verdict::Broken, format!("{layer} is active, and yet: {through}")),
-            None => (Verdict::Open, format!("would be stopped by {}", attack.stopped_by.join(" or "))),
-        };
+        return got_through(attack, active, through);
     }
     let Some(error) = &result.error else {
-        let ended = attack.expect.is_empty();
+        let ended = program.expect.is_empty();
         return (if ended { Verdict::Stopped } else { Verdict::Broken }, last_word.to_owned());
     };
-    if !attack.expect.is_empty() {
-        let expected = attack.expect.iter().any(|code| code == error.code.as_str());
+    if !program.expect.is_empty() {
+        let expected = program.expect.iter().any(|code| code == error.code.as_str());
         return (
             if expected { Verdict::Stopped } else { Verdict::Broken },
             format!("{}: {}", error.code.as_str(), error.message),

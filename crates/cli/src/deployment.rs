@@ -1,5 +1,6 @@
 //! A deployment somewhere else, as a client without a handshake talks to it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -30,18 +31,33 @@ impl Deployment {
     pub(crate) fn call(&self, tool: &str, arguments: &Value) -> Result<Value, String> {
         let message =
             json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
-        let mut request = self.agent.post(&self.url).header("accept", "application/json, text/event-stream");
-        for (name, value) in &self.headers {
-            request = request.header(name, value);
-        }
-        let mut response = request.send_json(&message).map_err(|error| format!("{}: {error}", self.url))?;
-        let status = response.status();
-        let body = response.body_mut().read_to_string().map_err(|error| format!("{}: {error}", self.url))?;
-        let data = body.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap_or(&body);
-        let answer: Value = serde_json::from_str(data).map_err(|_| format!("{}: HTTP {status}: {body}", self.url))?;
-        match &answer["result"]["structuredContent"] {
-            Value::Null => Err(format!("{}: HTTP {status}: {answer}", self.url)),
+        let (status, body) = self.send(&BTreeMap::new(), &message.to_string())?;
+        match &last_message(&body)["result"]["structuredContent"] {
+            Value::Null => Err(format!("{}: HTTP {status}: {body}", self.url)),
             result => Ok(result.clone()),
         }
     }
+
+    /// Sends a body as it is: the status and the text of the answer. `headers` replace those of every request. Blocks.
+    pub(crate) fn send(&self, headers: &BTreeMap<String, String>, body: &str) -> Result<(u16, String), String> {
+        let usual = [("accept", "application/json, text/event-stream"), ("content-type", "application/json")];
+        let own = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut request = self.agent.post(&self.url);
+        for (name, value) in usual.into_iter().filter(|(name, _)| !headers.contains_key(*name)).chain(own) {
+            request = request.header(name, value);
+        }
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let failed = |error: ureq::Error| format!("{}: {error}", self.url);
+        let mut response = request.send(body).map_err(failed)?;
+        let status = response.status().as_u16();
+        Ok((status, response.body_mut().read_to_string().map_err(failed)?))
+    }
+}
+
+/// The message of an answer: the last event of a stream, or the whole body; `null` when it is no message.
+pub(crate) fn last_message(body: &str) -> Value {
+    let data = body.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap_or(body);
+    serde_json::from_str(data).unwrap_or_default()
 }

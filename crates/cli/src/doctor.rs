@@ -6,18 +6,19 @@ use std::sync::Arc;
 use interpreter::Engine;
 use serde_json::{Map, Value};
 use server::{Interpreter, LayerState};
+use tokio::net::TcpListener;
 
-use crate::attack::Target;
-use crate::settings::EngineSettings;
+use crate::deployment::Deployment;
+use crate::settings::{EngineSettings, HttpSettings};
 
 #[expect(clippy::print_stdout, reason = "a report for a person")]
-pub(crate) async fn doctor(settings: &EngineSettings, attack: bool, json: bool) -> ExitCode {
+pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attack: bool, json: bool) -> ExitCode {
     let interpreter = match start(settings).await {
         Ok(interpreter) => interpreter,
         Err(message) => return crate::fail(&message),
     };
     if attack {
-        return crate::attack::attack(Arc::new(Target::Local(interpreter)), json).await;
+        return attack_own_door(&interpreter, http, json).await.unwrap_or_else(|message| crate::fail(&message));
     }
     let call = Map::from_iter([("code".to_owned(), Value::String("print(2+3)".to_owned()))]);
     let Ok(request) = interpreter.check(call) else { return crate::fail("the test cell was refused") };
@@ -41,8 +42,24 @@ pub(crate) async fn doctor(settings: &EngineSettings, attack: bool, json: bool) 
     if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Opens a door as these settings have it, but on the loopback, and attacks that.
+async fn attack_own_door(interpreter: &Arc<Interpreter>, http: &HttpSettings, json: bool) -> Result<ExitCode, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let deployment = Deployment::new(format!("http://{address}/mcp"), &[])?;
+    let options = http.options();
+    let never = std::future::pending();
+    tokio::select! {
+        code = crate::attack::attack(deployment, json) => Ok(code),
+        closed = server::serve(listener, interpreter, &options, never) => {
+            Err(closed.err().map_or_else(|| "the door closed".to_owned(), |error| error.to_string()))
+        }
+    }
+}
+
 async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
     let engine = Engine::start(settings.config()?).await.map_err(|error| error.to_string())?;
     server::require(&engine.status(), settings.required_layers())?;
+    settings.warn_of_disabled_layers();
     Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
 }

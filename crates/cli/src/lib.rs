@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use interpreter::Engine;
-use server::{HttpOptions, Interpreter};
+use server::Interpreter;
 
 pub use settings::{EngineSettings, HttpSettings, reference};
 
@@ -50,7 +50,9 @@ enum Command {
     Doctor {
         #[command(flatten)]
         engine: EngineSettings,
-        /// Run the bundled hostile programs and say what stopped each.
+        #[command(flatten)]
+        http: HttpSettings,
+        /// Send the bundled hostile programs and requests and say what stopped each.
         #[arg(long)]
         attack: bool,
         /// Print what the attacks came to as JSON.
@@ -99,10 +101,10 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Stdio { engine } => report(stdio(&engine).await),
         Command::Run { engine, arguments } => run::run(&engine, &arguments).await,
         Command::Doctor { attack: true, json, url: Some(url), header, .. } => match deployment::Deployment::new(url, &header) {
-            Ok(deployment) => attack::attack(Arc::new(attack::Target::Remote(deployment)), json).await,
+            Ok(deployment) => attack::attack(deployment, json).await,
             Err(message) => fail(&message),
         },
-        Command::Doctor { engine, attack, json, .. } => doctor::doctor(&engine, attack, json).await,
+        Command::Doctor { engine, http, attack, json, .. } => doctor::doctor(&engine, &http, attack, json).await,
         Command::Settings { format } => settings::print(&format),
     }
 }
@@ -113,13 +115,8 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), Str
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let interpreter = start(settings).await?;
-    let options = HttpOptions {
-        allowed_hosts: http.allowed_hosts(),
-        allowed_origins: http.allowed_origins.clone(),
-        max_body_bytes: http.max_body_bytes,
-    };
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
-    server::serve(listener, &interpreter, &options, stop_signal()).await.map_err(|error| error.to_string())
+    server::serve(listener, &interpreter, &http.options(), stop_signal()).await.map_err(|error| error.to_string())
 }
 
 async fn stdio(settings: &EngineSettings) -> Result<(), String> {
@@ -140,6 +137,7 @@ async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
     };
     let engine = engine.map_err(|error| error.to_string())?;
     server::require(&engine.status(), required)?;
+    settings.warn_of_disabled_layers();
     Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
 }
 

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Command, CommandFactory, ValueEnum};
-use interpreter::{Allowed, EngineConfig, Preload, PythonTree};
+use interpreter::{Allowed, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
 use protocol::{
     DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
+use server::HttpOptions;
 
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
@@ -80,6 +82,9 @@ pub struct EngineSettings {
     /// Modules that the restricted policy lets the code import.
     #[arg(long, env = "AUTHORIZED_IMPORTS", value_delimiter = ',', default_value = DEFAULT_IMPORTS)]
     authorized_imports: Vec<String>,
+    /// Layers that are left off, where they are in the way: namespaces, landlock, seccomp, cgroup.
+    #[arg(long = "disable-layer", env = "DISABLE_LAYERS", value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS))]
+    disable_layers: Vec<String>,
     /// Layers without which the server does not start, as `code-interpreter doctor` names them.
     #[arg(long = "require-layer", env = "REQUIRE_LAYERS", value_delimiter = ',')]
     require_layers: Vec<String>,
@@ -99,10 +104,10 @@ pub struct HttpSettings {
     allowed_hosts: Vec<String>,
     /// Browser origins that are served; requests without an Origin always are, `*` serves all.
     #[arg(long, env = "ALLOWED_ORIGINS", value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
-    pub(crate) allowed_origins: Vec<String>,
+    allowed_origins: Vec<String>,
     /// Largest request body, in bytes.
     #[arg(long, env = "MAX_BODY_BYTES", default_value = "12582912")]
-    pub(crate) max_body_bytes: usize,
+    max_body_bytes: usize,
 }
 
 impl EngineSettings {
@@ -139,6 +144,7 @@ impl EngineSettings {
                 disk_bytes: self.max_disk_mb << 20,
                 processes: self.max_processes,
             },
+            disabled_layers: self.disable_layers.clone(),
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
             allowed: Allowed { network: self.allow_network, subprocess: self.allow_subprocess },
         })
@@ -154,6 +160,13 @@ impl EngineSettings {
         &self.require_layers
     }
 
+    /// Leaving a layer off is for whoever knows what else is in its place: it is never silent.
+    pub(crate) fn warn_of_disabled_layers(&self) {
+        if !self.disable_layers.is_empty() {
+            tracing::warn!("DISABLE_LAYERS leaves off {}: the code is held by less", self.disable_layers.join(", "));
+        }
+    }
+
     /// The longest timeout a call may ask for.
     pub(crate) fn max_timeout(&self) -> Result<Duration, String> {
         seconds("MAX_TIMEOUT", self.max_timeout)
@@ -161,8 +174,13 @@ impl EngineSettings {
 }
 
 impl HttpSettings {
-    pub(crate) fn allowed_hosts(&self) -> Vec<String> {
-        self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect()
+    /// What the door serves.
+    pub(crate) fn options(&self) -> HttpOptions {
+        HttpOptions {
+            allowed_hosts: self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect(),
+            allowed_origins: self.allowed_origins.clone(),
+            max_body_bytes: self.max_body_bytes,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ Rule: a layer that held in the probe must hold in every kernel, or the kernel do
 import errno
 import json
 import os
+import socket
 import sys
 
 import harness_linux as linux
@@ -14,13 +15,15 @@ import harness_namespaces as namespaces
 _NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
 _PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
 _AF_UNIX = 1
+_BEYOND_THE_MACHINE = ("192.0.2.1", 53)  # RFC 5737: an address that belongs to nobody
 
 
 class Cage:
     """What is constant for all kernels of a family."""
 
     def __init__(self, config):
-        self._programs = [bytes.fromhex(program) for program in config["seccomp"]]
+        self._programs = [bytes.fromhex(program) for program in config["seccomp"]["all"]]
+        self._own_signals, self._own_pid = config["seccomp"]["own_signals"], config["seccomp"]["own_pid"]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
         self._shared_memory_rights = config["shared_memory_rights"]
         self.held = {}
@@ -39,8 +42,14 @@ class Cage:
         self._hold("no_capabilities", linux.drop_capabilities())
         if ruleset is not None:
             self._hold("landlock", linux.restrict_to_ruleset(ruleset))
+        if self._own_signals and not own_user and not namespaces.in_use():
+            self._hold("seccomp", linux.install_seccomp([self._own_signals_program()]))
         if not (self._network and self._subprocess):
             sys.addaudithook(self._explain)
+
+    def _own_signals_program(self):
+        own, mark = (pid.to_bytes(4, sys.byteorder) for pid in (os.getpid(), self._own_pid))
+        return bytes.fromhex(self._own_signals).replace(mark, own)
 
     def _hold(self, name, refused):
         if refused and self.held.get(name) == 0:
@@ -79,7 +88,20 @@ class Cage:
             held["landlock"] = linux.restrict_to_ruleset(ruleset)
         if self._programs:
             held["seccomp"] = linux.install_seccomp(self._programs)
+        if not self._network:
+            held["network_unreachable"] = errno.EISCONN if _network_is_reachable() else 0
+        held["no_shared_memory"] = errno.EEXIST if os.access("/dev/shm", os.W_OK) else 0
         return held
+
+
+def _network_is_reachable():
+    """Whether there is a way out; a datagram socket asks the routing table and sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(_BEYOND_THE_MACHINE)
+    except OSError:
+        return False
+    return True
 
 
 def _become(uid, paths):

@@ -31,10 +31,12 @@ def main(config):
     except OSError:
         pass
     _be_killed_before_the_supervisor()
-    flags = namespaces.wanted(config["allow_network"])
-    held = {"namespaces": namespaces.try_all(flags)}
-    if held["namespaces"] == 0:
-        namespaces.enter(flags)
+    held = {}
+    if config["namespaces"]:
+        flags = namespaces.wanted(config["allow_network"])
+        held["namespaces"] = namespaces.try_all(flags)
+        if held["namespaces"] == 0:
+            namespaces.enter(flags)
     held |= {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
         "non_dumpable_kernels": linux.prctl(linux.PR_SET_DUMPABLE, 0),

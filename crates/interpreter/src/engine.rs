@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
 use std::time::Duration;
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
@@ -54,6 +54,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// What user code may do beyond its own process.
     pub allowed: Allowed,
+    /// Which of [`SWITCHABLE_LAYERS`](crate::SWITCHABLE_LAYERS) are left off.
+    pub disabled_layers: Vec<String>,
     /// Modules that a cell under the restricted policy may import.
     pub authorized_imports: Vec<String>,
 }
@@ -99,6 +101,9 @@ pub struct EngineStatus {
     /// What the operator allows user code.
     #[serde(skip)]
     pub allowed: Allowed,
+    /// Layers the operator has switched off.
+    #[serde(skip)]
+    pub disabled: Vec<String>,
     /// The version of the kernel's Landlock; `None` without one.
     pub landlock_abi: Option<i32>,
     /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
@@ -131,6 +136,8 @@ struct Inner {
     protection: Protection,
     isolation: Isolation,
     cgroup_refused: RwLock<i32>,
+    /// What was promised to the first caller; a family that holds less runs nothing.
+    held_at_first: OnceLock<Held>,
     reaper: Arc<Reaper>,
     family: RwLock<Option<Arc<Family>>>,
     zygote: Mutex<Option<Pidfd>>,
@@ -188,8 +195,9 @@ impl Engine {
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
-            isolation: Isolation::new(config.allowed, &tree, state_dir.path()),
+            isolation: Isolation::new(config.allowed, config.disabled_layers.clone(), &tree, state_dir.path()),
             cgroup_refused: RwLock::new(isolation::ENOSYS),
+            held_at_first: OnceLock::new(),
             tree,
             protection,
             state_dir,
@@ -235,10 +243,7 @@ impl Engine {
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
                 Some(StageState::Ready { missing, held: tried, .. }) => {
-                    let mut tried = inner.isolation.complete(tried);
-                    let refused = *inner.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
-                    tried.insert("cgroup".to_owned(), refused);
-                    held = Some(tried);
+                    held = Some(inner.held(tried));
                     ("ready", missing)
                 }
                 Some(StageState::Starting) => ("starting", Vec::new()),
@@ -256,6 +261,7 @@ impl Engine {
             supervisor_non_dumpable: inner.protection.non_dumpable,
             supervisor_subreaper: inner.protection.subreaper,
             allowed: inner.config.allowed,
+            disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
         }
@@ -345,10 +351,23 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
 impl Inner {
     /// The group around all kernels: room for every call at its limits, and for what is warm.
     fn cgroup(&self) -> std::io::Result<Cgroup> {
+        if !self.isolation.is_on("cgroup") {
+            return Err(std::io::Error::from_raw_os_error(isolation::ENOSYS));
+        }
         let limits = &self.config.limits;
         let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
         let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
         Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
+    }
+
+    /// What held: as the zygote tried it, with the rest.
+    fn held(&self, tried: Held) -> Held {
+        let mut held = self.isolation.complete(tried);
+        if self.isolation.is_on("cgroup") {
+            let refused = *self.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
+            held.insert("cgroup".to_owned(), refused);
+        }
+        held
     }
 
     /// A permit to run, unless the queue is full.
@@ -423,6 +442,10 @@ impl Inner {
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
         let StageState::Ready { held, baseline_bytes, proc, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let held = self.held(held);
+        if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
+            return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
             Some(self.users.take().ok_or("every kernel user is in use")?)

@@ -17,6 +17,7 @@ mod tree;
 mod zygote;
 
 pub use engine::{Engine, EngineConfig, EngineError, EngineStatus, StageStatus};
+pub use isolation::SWITCHABLE_LAYERS;
 pub use sandbox::Allowed;
 pub use stage::{Preload, stage_for};
 pub use tree::PythonTree;

@@ -214,6 +214,7 @@ impl Family {
                 "matplotlib": config.state_dir.join("matplotlib"),
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
+                "namespaces": config.isolation.is_on("namespaces"),
                 "seccomp": config.isolation.seccomp,
                 "shared_memory_rights": config.isolation.landlock.as_ref().map_or(0, Landlock::shared_memory_rights),
                 "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),

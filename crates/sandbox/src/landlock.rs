@@ -79,6 +79,11 @@ impl Landlock {
         Ok(Self { abi, network: allowed.network, common: common.collect(), shared_memory: PathFd::new(SHARED_MEMORY).ok() })
     }
 
+    /// Whether it keeps signals inside.
+    pub fn scopes_signals(&self) -> bool {
+        self.abi >= 6
+    }
+
     /// The kernel's version of the interface.
     pub fn abi(&self) -> i32 {
         self.abi

@@ -20,6 +20,6 @@ pub use descriptors::{
 };
 pub use kill::{KernelProcess, Reaper};
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
-pub use seccomp::{Allowed, native_arch, programs};
+pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};

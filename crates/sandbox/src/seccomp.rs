@@ -11,6 +11,9 @@ const EPERM: u32 = libc::EPERM.cast_unsigned();
 const EACCES: u32 = libc::EACCES.cast_unsigned();
 const ENOSYS: u32 = libc::ENOSYS.cast_unsigned();
 
+/// Where [`own_signals_program`] has the pid of the process that installs it: above every pid Linux gives out.
+pub const OWN_PID: u32 = 0x7FFF_FF01;
+
 /// What the operator allows user code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
@@ -42,6 +45,8 @@ enum When {
     FirstHasBit(&'static [u64]),
     /// The argument with this index is none of these.
     IsNone(u8, &'static [u64]),
+    /// The argument with this index is one of these.
+    IsOne(u8, &'static [u64]),
     /// Programs may not be started.
     WithoutSubprocess,
 }
@@ -51,6 +56,10 @@ const NAMESPACE_FLAGS: &[u64] = &[0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_
 const NEW_MOUNT: u64 = 0x0002_0000;
 const NOSUID_NODEV: u64 = 6;
 const NEW_PID: u64 = 0x2000_0000;
+const SET_OWNER: u64 = 8;
+const SET_OWNER_EXTENDED: u64 = 15;
+const SOCKET_SET_OWNER: u64 = 0x8901;
+const SOCKET_SET_GROUP: u64 = 0x8902;
 const AF_UNIX: u64 = 1;
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
@@ -170,6 +179,34 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// The rules for a kernel that shares its user and its PIDs with the server, where Landlock does not hold signals back
+/// either. Processes that the code forks can't be signalled by number: the numbers of the server's threads, which are as
+/// good as its own, change all the time, so that no list of them would be complete.
+const OWN_SIGNALS: &[Rule] = &[
+    Rule {
+        calls: &["kill"],
+        only_on: None,
+        when: When::IsNone(0, &[OWN_PID as u64, 0]),
+        errno: EPERM,
+        reason: "signals another process than itself and, by 0, those it has forked",
+    },
+    Rule {
+        calls: &["tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"],
+        only_on: None,
+        when: When::IsNone(0, &[OWN_PID as u64]),
+        errno: EPERM,
+        reason: "signals a thread of another process",
+    },
+    always(&["pidfd_send_signal"], "signals a process that a filter can't see the number of"),
+    Rule {
+        calls: &["fcntl", "ioctl"],
+        only_on: None,
+        when: When::IsOne(1, &[SET_OWNER, SET_OWNER_EXTENDED, SOCKET_SET_OWNER, SOCKET_SET_GROUP]),
+        errno: EPERM,
+        reason: "lets the kernel send a signal to whom it names when a descriptor becomes ready",
+    },
+];
+
 /// The rules for these settings.
 fn rules(allowed: Allowed) -> Vec<Rule> {
     let (domains, reason): (&'static [u64], _) = if allowed.network {
@@ -196,6 +233,9 @@ impl Rule {
                 bits.iter().map(|bit| Some(json!([argument(0, json!({"masked_eq": bit}), *bit)]))).collect()
             }
             When::IsNone(index, values) => vec![Some(none_of(index, values))],
+            When::IsOne(index, values) => {
+                values.iter().map(|value| Some(json!([argument(index, json!("eq"), *value)]))).collect()
+            }
         };
         let filter = |call: &str, condition: &Option<Value>| match condition {
             None => json!({"syscall": call, "comment": self.reason}),
@@ -211,14 +251,26 @@ impl Rule {
 /// When a rule names a call the architecture does not have: a mistake here, found by the tests.
 pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
     let rules = rules(allowed);
-    let mut programs = vec![other_numbering(arch)];
+    let mut programs = vec![bytes(&other_numbering(arch))];
     for errno in [EPERM, EACCES, ENOSYS] {
-        let filter = rules.iter().filter(|rule| rule.errno == errno).flat_map(|rule| rule.filters(arch)).collect::<Vec<_>>();
-        let source = json!({"deny": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": filter}});
-        let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).map_err(|error| error.to_string())?;
-        programs.extend(compiled.into_values());
+        programs.push(compile(rules.iter().filter(|rule| rule.errno == errno), errno, arch)?);
     }
-    Ok(programs.iter().map(|program| bytes(program)).collect())
+    Ok(programs)
+}
+
+/// The filter program that keeps a process from signalling others. [`OWN_PID`] stands in it for the process's own number.
+///
+/// # Errors
+/// As [`programs`].
+pub fn own_signals_program(arch: TargetArch) -> Result<Vec<u8>, String> {
+    compile(OWN_SIGNALS.iter(), EPERM, arch)
+}
+
+fn compile<'a>(rules: impl Iterator<Item = &'a Rule>, errno: u32, arch: TargetArch) -> Result<Vec<u8>, String> {
+    let filter = rules.flat_map(|rule| rule.filters(arch)).collect::<Vec<_>>();
+    let source = json!({"deny": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": filter}});
+    let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).map_err(|error| error.to_string())?;
+    Ok(bytes(compiled.get("deny").ok_or("no program was made")?))
 }
 
 /// The architecture this program was built for.
@@ -334,6 +386,7 @@ mod tests {
             When::IsNone(index, values) => {
                 ([38, 40, 17].map(|value| with(index, value)).to_vec(), values.last().map(|value| with(index, *value)))
             }
+            When::IsOne(index, values) => (values.iter().map(|value| with(index, *value)).collect(), Some(with(index, 1))),
         }
     }
 
@@ -346,20 +399,52 @@ mod tests {
     fn every_rule_denies_and_allows_on_both_architectures() {
         for arch in BOTH {
             for allowed in ALL_SETTINGS {
-                let programs = programs(allowed, arch).expect("programs");
-                for rule in rules(allowed) {
-                    let (denied, let_through) = arguments(&rule);
-                    for call in calls(&rule, arch) {
-                        let number = number(call, arch);
-                        for denied in &denied {
-                            let expected = libc::SECCOMP_RET_ERRNO | rule.errno;
-                            assert_eq!(answer(&programs, arch, number, *denied), expected, "{arch:?} {call} {denied:x?}");
-                        }
-                        if let Some(allowed) = let_through {
-                            assert_eq!(answer(&programs, arch, number, allowed), ALLOW, "{arch:?} {call} {allowed:x?}");
-                        }
-                    }
+                check(&programs(allowed, arch).expect("programs"), &rules(allowed), arch);
+            }
+            check(&[own_signals_program(arch).expect("a program")], OWN_SIGNALS, arch);
+        }
+    }
+
+    fn check(programs: &[Vec<u8>], rules: &[Rule], arch: TargetArch) {
+        for rule in rules {
+            let (denied, let_through) = arguments(rule);
+            for call in calls(rule, arch) {
+                let number = number(call, arch);
+                for denied in &denied {
+                    let expected = libc::SECCOMP_RET_ERRNO | rule.errno;
+                    assert_eq!(answer(programs, arch, number, *denied), expected, "{arch:?} {call} {denied:x?}");
                 }
+                if let Some(allowed) = let_through {
+                    assert_eq!(answer(programs, arch, number, allowed), ALLOW, "{arch:?} {call} {allowed:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_may_signal_itself_under_its_own_number_only() {
+        for arch in BOTH {
+            let own = 4711_u32;
+            let program = own_signals_program(arch).expect("a program");
+            let marks = program.chunks(8).filter(|instruction| instruction[4..] == OWN_PID.to_ne_bytes()).count();
+            assert_eq!(marks, 5, "one for each call that takes a number");
+            let program = program.chunks(8).flat_map(|instruction| {
+                let k = if instruction[4..] == OWN_PID.to_ne_bytes() {
+                    own.to_ne_bytes()
+                } else {
+                    instruction[4..].try_into().expect("four bytes")
+                };
+                [&instruction[..4], &k].concat()
+            });
+            let program = [program.collect::<Vec<_>>()];
+            for (target, allowed) in
+                [(i64::from(own), true), (0, true), (1, false), (-1, false), (-i64::from(own), false), (4712, false)]
+            {
+                let answer = answer(&program, arch, number("kill", arch), [target.cast_unsigned(), 9, 0, 0]);
+                assert_eq!(answer == ALLOW, allowed, "{arch:?} kill {target}");
+            }
+            for call in ["read", "futex", "clone", "rt_sigprocmask"] {
+                assert_eq!(answer(&program, arch, number(call, arch), [0; 4]), ALLOW, "{call}");
             }
         }
     }
@@ -402,7 +487,8 @@ mod tests {
         let arch = native_arch().expect("an architecture with rules");
         // A filter is the thread's own: the other tests go on without it.
         let thread = std::thread::spawn(move || {
-            let programs = programs(Allowed::default(), arch).expect("programs");
+            let mut programs = programs(Allowed::default(), arch).expect("programs");
+            programs.push(own_signals_program(arch).expect("a program"));
             // SAFETY: plain numbers.
             assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
             for program in &programs {
@@ -414,9 +500,9 @@ mod tests {
                 let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
                 assert_eq!(installed, 0, "{}", std::io::Error::last_os_error());
             }
-            for rule in rules(Allowed::default()) {
-                for call in calls(&rule, arch) {
-                    for [first, second, third, fourth] in arguments(&rule).0 {
+            for rule in rules(Allowed::default()).iter().chain(OWN_SIGNALS) {
+                for call in calls(rule, arch) {
+                    for [first, second, third, fourth] in arguments(rule).0 {
                         let number = libc::c_long::from(number(call, arch));
                         // SAFETY: the filter answers before the call can act; every pointer among the arguments is null.
                         let result = unsafe { libc::syscall(number, first, second, third, fourth, 0, 0) };

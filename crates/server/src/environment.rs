@@ -102,7 +102,11 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
     let layer = |name, state, effect| Layer { name, state, effect, reason: None };
     let by_us = |name, effect| layer(name, LayerState::Active, effect);
     let of_supervisor = |name, held, effect| layer(name, if held { LayerState::Active } else { LayerState::Refused }, effect);
-    let tried = |name, effect| {
+    let off = |name, effect, setting: &str| Layer { name, state: LayerState::Off, effect, reason: Some(setting.to_owned()) };
+    let tried = |name: &'static str, effect| {
+        if status.disabled.iter().any(|disabled| disabled == name) {
+            return off(name, effect, "DISABLE_LAYERS names it");
+        }
         let errno = status.held.as_ref().map(|held| held.get(name).copied());
         let (state, reason) = match errno {
             None => (LayerState::Unknown, None),
@@ -116,7 +120,7 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
     // What is denied by the filter alone holds where the filter does.
     let by_seccomp = |name, allowed: bool, setting: &str, effect| {
         if allowed {
-            Layer { name, state: LayerState::Off, effect, reason: Some(format!("{setting} is on")) }
+            off(name, effect, &format!("{setting} is on"))
         } else {
             Layer { name, state: seccomp.state, effect, reason: seccomp.reason.clone() }
         }
@@ -125,9 +129,9 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
         "namespaces",
         "each call is the first process of its own PID namespace and ends with all in it; mounts, IPC and host name are apart",
     );
-    let by_namespace = |name, effect| {
+    let network_namespace = |name, effect| {
         if status.allowed.network {
-            Layer { name, state: LayerState::Off, effect, reason: Some("ALLOW_NETWORK is on".to_owned()) }
+            off(name, effect, "ALLOW_NETWORK is on")
         } else {
             Layer { name, state: namespaces.state, effect, reason: namespaces.reason.clone() }
         }
@@ -135,14 +139,36 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
     let landlock =
         tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory");
     let by_landlock = |name, needs: i32, effect| match (landlock.state, status.landlock_abi) {
-        (LayerState::Active, _) if status.allowed.network && name == "landlock_tcp" => {
-            Layer { name, state: LayerState::Off, effect, reason: Some("ALLOW_NETWORK is on".to_owned()) }
-        }
+        (LayerState::Active, _) if status.allowed.network && name == "landlock_tcp" => off(name, effect, "ALLOW_NETWORK is on"),
         (LayerState::Active, Some(abi)) if abi < needs => {
             let reason = format!("the kernel's Landlock is version {abi}, and this came with {needs}");
             Layer { name, state: LayerState::Refused, effect, reason: Some(reason) }
         }
         (state, _) => Layer { name, state, effect, reason: landlock.reason.clone() },
+    };
+    let user_per_call = tried("user_per_call", "a server that is root runs each call as another, powerless user");
+    let landlock_signals =
+        by_landlock("landlock_signals", 6, "the code can't signal processes or reach abstract sockets outside of its own call");
+    let active = |layer: &Layer| layer.state == LayerState::Active;
+    let own_signals = |name, effect| {
+        let reason = seccomp.reason.clone();
+        // The harness puts the filter on where none of these holds signals back.
+        let elsewhere = [&namespaces, &user_per_call, &landlock_signals].into_iter().any(active);
+        let state = if elsewhere { LayerState::NotApplicable } else { seccomp.state };
+        Layer { name, state, effect, reason: reason.filter(|_| !elsewhere) }
+    };
+    let shared_memory = |name, effect| {
+        let holds = [&namespaces, &user_per_call].into_iter().any(active) || active(&tried("no_shared_memory", ""));
+        let (state, reason) = if holds { (LayerState::Active, None) } else { (namespaces.state, namespaces.reason.clone()) };
+        Layer { name, state, effect, reason }
+    };
+    let network_unreachable = |name, effect| {
+        if status.allowed.network {
+            return off(name, effect, "ALLOW_NETWORK is on");
+        }
+        let mut layer = tried(name, effect);
+        layer.reason = layer.reason.map(|_| "there is a way from here into a network".to_owned());
+        layer
     };
     vec![
         by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
@@ -157,15 +183,21 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
         tried("no_new_privileges", "set-user-id programs give the code no rights"),
         tried("non_dumpable_kernels", "calls can't read one another's memory"),
         namespaces.clone(),
-        by_namespace("network_namespace", "the code has a network of its own with nothing in it"),
-        tried("user_per_call", "a server that is root runs each call as another, powerless user"),
+        network_namespace("network_namespace", "the code has a network of its own with nothing in it"),
+        user_per_call.clone(),
         tried("no_capabilities", "the code has none of root's rights"),
         landlock.clone(),
         by_landlock("landlock_tcp", 4, "the code can't connect or listen by TCP, whatever socket it has"),
-        by_landlock("landlock_signals", 6, "the code can't signal processes or reach abstract sockets outside of its own call"),
+        landlock_signals.clone(),
         tried("cgroup", "all calls together can't take the machine's memory or processes"),
         by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
         by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),
+        own_signals("own_signals", "system calls that signal another process than the code's own are refused"),
+        shared_memory("shared_memory", "what the code leaves in /dev/shm is no other call's"),
+        network_unreachable(
+            "network_unreachable",
+            "an address beyond the machine was tried from behind all layers, and there is no way",
+        ),
         seccomp.clone(),
     ]
 }

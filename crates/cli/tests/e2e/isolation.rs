@@ -18,9 +18,13 @@ fn doctor(home: Home, arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// Runs every attack; each must be stopped, but for those named.
 fn attack(home: Home, open: &[&str]) {
-    let (code, stdout, stderr) = doctor(home, &["--attack", "--json"]);
+    attack_with(home, &[], open);
+}
+
+fn attack_with(home: Home, settings: &[&str], open: &[&str]) {
+    let (code, stdout, stderr) = doctor(home, &[settings, &["--attack", "--json"]].concat());
     let findings: Vec<Value> = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout}{stderr}"));
-    assert!(findings.len() > 80);
+    assert!(findings.len() > 100);
     let by_verdict = |verdict: &str| {
         let found = findings.iter().filter(|finding| finding["verdict"] == verdict);
         found.map(|finding| (finding["name"].as_str().unwrap(), finding["detail"].as_str().unwrap())).collect::<BTreeMap<_, _>>()
@@ -37,7 +41,11 @@ const OPEN_WITHOUT_LANDLOCK: &[&str] = &["other-calls-files", "write-tmp"];
 const OPEN_IN_LAMBDA: &[&str] = &[
     "exec-past-hooks",
     "fork-exec-past-hooks",
+    "kill-all",
+    "kill-by-descriptor",
+    "kill-by-handle",
     "kill-server",
+    "kill-server-thread",
     "kill-zygote",
     "limit-server",
     "memfd-program",
@@ -83,6 +91,16 @@ fn attacks_as_an_ordinary_user_without_landlock() {
     }
 }
 
+/// A container of an ordinary user on a kernel before 6.12: seccomp is what there is.
+#[test]
+fn attacks_as_an_ordinary_user_with_nothing_but_seccomp() {
+    if is_root() {
+        let mut open = [OPEN_WITHOUT_LANDLOCK, &["poison-shared-memory"]].concat();
+        open.sort_unstable();
+        attack_with(Home::User, &["--disable-layer", "namespaces,landlock,cgroup"], &open);
+    }
+}
+
 #[test]
 fn attacks_in_a_lambda_function() {
     if is_root() {
@@ -101,7 +119,7 @@ async fn attacks_on_a_deployment() {
     let output = attack.await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(findings.len() > 80 && findings.iter().all(|finding| finding["verdict"] == "stopped"), "{findings:#?}");
+    assert!(findings.len() > 100 && findings.iter().all(|finding| finding["verdict"] == "stopped"), "{findings:#?}");
     let nobody = program_in(Home::Caller).args(["doctor", "--attack", "--url", "http://127.0.0.1:1/mcp"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("http://127.0.0.1:1/mcp"));
@@ -123,18 +141,18 @@ fn states(home: Home, arguments: &[&str]) -> BTreeMap<String, String> {
 fn each_home_has_the_layers_it_should_have() {
     let refused = |home: Home| {
         let states = states(home, &[]).into_iter().filter(|(_, state)| state != "active");
-        // Whether it may make groups is up to the machine.
-        let states = states.filter(|(name, _)| name != "cgroup");
+        // Whether it may make groups, and where its network leads, is up to the machine.
+        let states = states.filter(|(name, _)| !["cgroup", "network_unreachable"].contains(&name.as_str()));
         states.map(|(name, state)| format!("{state} {name}")).collect::<Vec<_>>()
     };
     if !is_root() {
-        return assert_eq!(refused(Home::Caller), ["n/a user_per_call"]);
+        return assert_eq!(refused(Home::Caller), ["n/a own_signals", "n/a user_per_call"]);
     }
-    assert_eq!(refused(Home::Caller), Vec::<String>::new());
-    assert_eq!(refused(Home::User), ["n/a user_per_call"]);
+    assert_eq!(refused(Home::Caller), ["n/a own_signals"]);
+    assert_eq!(refused(Home::User), ["n/a own_signals", "n/a user_per_call"]);
     assert_eq!(
         refused(Home::NoLandlock),
-        ["REFUSED landlock", "REFUSED landlock_signals", "REFUSED landlock_tcp", "n/a user_per_call"]
+        ["REFUSED landlock", "REFUSED landlock_signals", "REFUSED landlock_tcp", "n/a own_signals", "n/a user_per_call"]
     );
     assert_eq!(
         refused(Home::Lambda),
@@ -149,7 +167,9 @@ fn each_home_has_the_layers_it_should_have() {
             "REFUSED no_subprocess",
             "REFUSED non_dumpable_kernels",
             "REFUSED non_dumpable_supervisor",
+            "REFUSED own_signals",
             "REFUSED seccomp",
+            "REFUSED shared_memory",
             "REFUSED subreaper",
             "n/a user_per_call",
         ]
@@ -161,6 +181,46 @@ fn settings_show_as_layers_that_are_off() {
     let states = states(Home::Caller, &["--allow-network", "--allow-subprocess"]);
     assert_eq!((states["no_network"].as_str(), states["no_subprocess"].as_str()), ("off", "off"));
     assert_eq!(states["seccomp"], "active");
+    assert_eq!(states["network_unreachable"], "off");
+}
+
+#[test]
+fn layers_can_be_left_off_by_name_and_take_theirs_with_them() {
+    let states = states(Home::Caller, &["--disable-layer", "namespaces,landlock,seccomp,cgroup"]);
+    let off = states.iter().filter(|(_, state)| *state == "off").map(|(name, _)| name.as_str()).collect::<Vec<_>>();
+    let expected = [
+        "cgroup",
+        "landlock",
+        "landlock_signals",
+        "landlock_tcp",
+        "namespaces",
+        "network_namespace",
+        "no_network",
+        "no_subprocess",
+        "seccomp",
+    ];
+    assert!(expected.iter().all(|name| off.contains(name)), "{states:#?}");
+    let (_, _, said) = doctor(Home::Caller, &["--disable-layer", "seccomp"]);
+    assert!(said.contains("DISABLE_LAYERS leaves off seccomp"), "{said}");
+    let (code, _, said) = doctor(Home::Caller, &["--disable-layer", "moat"]);
+    assert!(code == Some(2) && said.contains("namespaces, landlock, seccomp, cgroup"), "{said}");
+    let (code, _, said) = doctor(Home::Caller, &["--disable-layer", "seccomp", "--require-layer", "seccomp"]);
+    assert!(code == Some(2) && said.contains("DISABLE_LAYERS names it"), "{said}");
+}
+
+/// Where nothing else does it, a filter holds signals back, and programs that fork still work.
+#[tokio::test]
+async fn forks_work_where_signals_to_others_are_filtered() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::with(Home::User, &[("PRELOAD", "core"), ("DISABLE_LAYERS", "namespaces,landlock")]);
+    let code = "import multiprocessing as m, os, signal\nwith m.Pool(2) as p: print(p.map(abs, [-1, -2]))\n\
+                signal.signal(signal.SIGUSR1, lambda *_: print('heard'))\nsignal.raise_signal(signal.SIGUSR1)\n\
+                os.kill(os.getpid(), signal.SIGUSR1)\nos.kill(os.getppid(), 0)";
+    let result = server.run(code).await;
+    assert_eq!(result["stdout"], "[1, 2]\nheard\nheard\n", "{result:#}");
+    assert_eq!(result["error"]["type"], "PermissionError", "{result:#}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ const DESCRIBE: &str =
     "import pandas as pd, numpy as np\nprint(pd.DataFrame({'a': np.arange(1000), 'b': np.arange(1000.)}).describe())";
 const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.savefig('p.png')\nplt.close()";
 const FLOOD: &str = "for i in range(10000): print('%099d' % i)";
+const TURNS: usize = 6;
 const LOAD_SECONDS: f64 = 4.0;
 
 struct Server {
@@ -38,6 +39,10 @@ fn tree() -> PathBuf {
 }
 
 fn start() -> Server {
+    start_with(&[])
+}
+
+fn start_with(settings: &[(&str, &str)]) -> Server {
     let started = Instant::now();
     let mut child = Command::new(env!("CARGO_BIN_EXE_code-interpreter"))
         .arg("serve")
@@ -45,6 +50,7 @@ fn start() -> Server {
         .env("PYTHON_TREE", tree())
         .env("MAX_CONCURRENCY", "8")
         .env("SPARE_KERNELS", "2")
+        .envs(settings.iter().copied())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -139,6 +145,31 @@ async fn load(address: &str, code: &'static str) -> f64 {
     total / from.elapsed().as_secs_f64()
 }
 
+/// What the switchable layers cost: the same work with and without them, turn by turn, as the machine's mood changes.
+async fn layers_on_and_off() -> [(&'static str, f64, &'static str); 4] {
+    let servers = [start(), start_with(&[("DISABLE_LAYERS", "namespaces,landlock,seccomp,cgroup")])];
+    let mut senders = [connect(&servers[0].address).await, connect(&servers[1].address).await];
+    for sender in &mut senders {
+        for code in [PRINT, DESCRIBE, PLOT, "import scipy"] {
+            run(sender, code).await;
+        }
+    }
+    let (mut alone, mut loaded) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
+    for turn in 0..TURNS {
+        for which in [turn % 2, 1 - turn % 2] {
+            alone[which].push(warm(&mut senders[which], PRINT, 30).await);
+            loaded[which].push(load(&servers[which].address, PRINT).await);
+        }
+    }
+    let ([alone_on, alone_off], [loaded_on, loaded_off]) = (alone.map(median), loaded.map(median));
+    [
+        ("print(2+3) with all layers", alone_on, "ms"),
+        ("  and without", alone_off, "ms"),
+        ("8 clients: print(2+3) with all layers", loaded_on, "calls/s"),
+        ("  and without", loaded_off, "calls/s"),
+    ]
+}
+
 fn resident_mb(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -191,5 +222,9 @@ async fn main() {
     }
     row("resident memory after 3,000 more calls", resident_mb(server.child.id()), "MB", None);
     row("  and before them", before, "MB", None);
+    drop(server);
+    for (name, value, unit) in layers_on_and_off().await {
+        row(name, value, unit, None);
+    }
     println!("{}", Value::Array(rows));
 }

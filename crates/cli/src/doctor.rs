@@ -3,17 +3,16 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use interpreter::Engine;
 use serde_json::{Map, Value};
 use server::{Interpreter, LayerState};
 use tokio::net::TcpListener;
 
 use crate::deployment::Deployment;
-use crate::settings::{EngineSettings, HttpSettings};
+use settings::{EngineSettings, HttpSettings};
 
 #[expect(clippy::print_stdout, reason = "a report for a person")]
 pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attack: bool, json: bool) -> ExitCode {
-    let interpreter = match start(settings).await {
+    let interpreter = match settings.start(true, Vec::new()).await {
         Ok(interpreter) => interpreter,
         Err(message) => return crate::fail(&message),
     };
@@ -55,11 +54,4 @@ async fn attack_own_door(interpreter: &Arc<Interpreter>, http: &HttpSettings, js
             Err(closed.err().map_or_else(|| "the door closed".to_owned(), |error| error.to_string()))
         }
     }
-}
-
-async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
-    let engine = Engine::start(settings.config()?).await.map_err(|error| error.to_string())?;
-    server::require(&engine.status(), settings.required_layers())?;
-    settings.warn_of_disabled_layers();
-    Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
 }

@@ -6,16 +6,11 @@ mod attack;
 mod deployment;
 mod doctor;
 mod run;
-mod settings;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use interpreter::Engine;
-use server::Interpreter;
-
-pub use settings::{EngineSettings, HttpSettings, reference};
+use settings::{EngineSettings, HttpSettings};
 
 /// Runs Python for AI assistants, isolated and already warm.
 #[derive(Debug, Parser)]
@@ -105,7 +100,7 @@ async fn dispatch(command: Command) -> ExitCode {
             Err(message) => fail(&message),
         },
         Command::Doctor { engine, http, attack, json, .. } => doctor::doctor(&engine, &http, attack, json).await,
-        Command::Settings { format } => settings::print(&format),
+        Command::Settings { format } => print_settings(&format),
     }
 }
 
@@ -114,31 +109,28 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), Str
         .await
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let interpreter = start(settings).await?;
+    let interpreter = settings.start(false, Vec::new()).await?;
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
     server::serve(listener, &interpreter, &http.options(), stop_signal()).await.map_err(|error| error.to_string())
 }
 
 async fn stdio(settings: &EngineSettings) -> Result<(), String> {
-    let interpreter = start(settings).await?;
+    let interpreter = settings.start(false, Vec::new()).await?;
     tokio::select! {
         result = server::serve_stdio(interpreter) => result,
         () = stop_signal() => Ok(()),
     }
 }
 
-/// Starts the engine; waits for it only when there are layers to insist on.
-async fn start(settings: &EngineSettings) -> Result<Arc<Interpreter>, String> {
-    let required = settings.required_layers();
-    let engine = if required.is_empty() {
-        Engine::start_in_background(settings.config()?)
-    } else {
-        Engine::start(settings.config()?).await
-    };
-    let engine = engine.map_err(|error| error.to_string())?;
-    server::require(&engine.status(), required)?;
-    settings.warn_of_disabled_layers();
-    Ok(Interpreter::new(engine, settings.max_timeout()?, settings.policy()))
+#[expect(clippy::print_stdout, reason = "printing is what it is for")]
+fn print_settings(format: &str) -> ExitCode {
+    match settings::reference(format) {
+        Some(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        None => fail(&format!("settings: format must be env or markdown, not {format}")),
+    }
 }
 
 /// Completes on SIGINT or SIGTERM.

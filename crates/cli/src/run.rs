@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use interpreter::{Engine, Preload};
+use interpreter::Preload;
 use protocol::{OutputEvent, Stream};
 use serde_json::{Map, Value};
-use server::Interpreter;
 
-use crate::settings::EngineSettings;
+use settings::EngineSettings;
 
 /// What to run.
 #[derive(Args, Clone, Debug)]
@@ -49,9 +48,7 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
     let mut config = settings.config()?;
     // One cell needs one stage: nothing else is imported.
     config.preload = Preload::for_code(&code);
-    let engine = Engine::start(config).await.map_err(|error| error.to_string())?;
-    server::require(&engine.status(), settings.required_layers())?;
-    let interpreter = Interpreter::new(engine, settings.max_timeout()?, settings.policy());
+    let interpreter = settings.start_with(config, true, Vec::new()).await?;
     let mut call = Map::new();
     call.insert("code".to_owned(), Value::String(code));
     if let Some(seconds) = arguments.timeout {

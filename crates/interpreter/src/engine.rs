@@ -1,7 +1,7 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
 use std::time::Duration;
@@ -270,6 +270,11 @@ impl Engine {
     /// Limits of a call that asks for none.
     pub fn limits(&self) -> Limits {
         self.inner.config.limits
+    }
+
+    /// Where kernels have their directories.
+    pub fn state_dir(&self) -> &Path {
+        self.inner.state_dir.path()
     }
 
     /// The Python tree in use.

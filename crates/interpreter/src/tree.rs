@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::EngineError;
 
+/// Where a Lambda function finds the tree of its layer.
+const IN_LAYER: &str = "/opt/code-interpreter";
+
 /// Where the interpreter and the stack are.
 #[derive(Clone, Debug)]
 pub struct PythonTree {
@@ -25,10 +28,12 @@ impl PythonTree {
         }
     }
 
-    /// The tree that belongs to this program: beside the executable's build folder, or below the working directory.
+    /// The tree that belongs to this program: beside the executable's build folder, in a function's layer, or below the
+    /// working directory.
     pub fn default_root() -> PathBuf {
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.join("build/tree")));
-        beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("build/tree"))
+        let places = beside.into_iter().chain([PathBuf::from(IN_LAYER)]);
+        places.into_iter().find(|path| path.exists()).unwrap_or_else(|| PathBuf::from("build/tree"))
     }
 
     /// The whole tree.

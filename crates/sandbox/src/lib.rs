@@ -8,10 +8,12 @@ mod cgroup;
 mod descriptors;
 mod kill;
 mod landlock;
+mod nagle;
 mod proc;
 mod seccomp;
 mod spawn;
 mod supervisor;
+mod unreadable;
 
 pub use crate::cgroup::Cgroup;
 pub use crate::landlock::Landlock;
@@ -19,7 +21,9 @@ pub use descriptors::{
     ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,
 };
 pub use kill::{KernelProcess, Reaper};
+pub use nagle::send_at_once;
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
 pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};
+pub use unreadable::start_again_unreadable;

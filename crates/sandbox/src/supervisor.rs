@@ -2,6 +2,8 @@
 
 use rustix::process::{DumpableBehavior, Pid};
 
+use crate::unreadable::is_unreadable;
+
 /// Which of the supervisor's own protections hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
@@ -14,7 +16,8 @@ pub struct Protection {
 /// Makes the calling process unreadable for its children and the heir of their orphans.
 pub fn protect_supervisor() -> Protection {
     Protection {
-        non_dumpable: rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok(),
+        // Where prctl is refused, the program may have started itself again from an unreadable copy.
+        non_dumpable: rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() || is_unreadable(),
         subreaper: rustix::process::set_child_subreaper(Pid::from_raw(1)).is_ok(),
     }
 }

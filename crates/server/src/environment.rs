@@ -98,7 +98,7 @@ pub struct Layer {
 }
 
 /// Every protection, as it stands in this process.
-pub fn layers(status: &EngineStatus) -> Vec<Layer> {
+pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
     let layer = |name, state, effect| Layer { name, state, effect, reason: None };
     let by_us = |name, effect| layer(name, LayerState::Active, effect);
     let of_supervisor = |name, held, effect| layer(name, if held { LayerState::Active } else { LayerState::Refused }, effect);
@@ -206,8 +206,7 @@ pub fn layers(status: &EngineStatus) -> Vec<Layer> {
 ///
 /// # Errors
 /// Names the first that is not, why, and what to do.
-pub fn require(status: &EngineStatus, required: &[String]) -> Result<(), String> {
-    let layers = layers(status);
+pub fn require(layers: &[Layer], required: &[String]) -> Result<(), String> {
     for name in required {
         let Some(layer) = layers.iter().find(|layer| layer.name == name) else {
             let known = layers.iter().map(|layer| layer.name).collect::<Vec<_>>().join(", ");

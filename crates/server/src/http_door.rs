@@ -14,14 +14,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::environment;
 use crate::mcp::McpServer;
 use crate::refusal;
 use crate::tools::Interpreter;
@@ -66,7 +65,7 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
     };
     let (streaming, plain) = (service(false), service(true));
     let mcp = tower_service(move |mut request: Request| {
-        let wants_events = accepts_events(&request);
+        let wants_events = accepts_events(request.headers());
         request.headers_mut().insert(ACCEPT, BOTH);
         let service = if wants_events { streaming.clone() } else { plain.clone() };
         async move { service.handle(request).await.map(Body::new) }
@@ -91,8 +90,8 @@ where
 }
 
 /// True unless the client says that it takes JSON only.
-fn accepts_events(request: &Request) -> bool {
-    let mut accepted = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+pub fn accepts_events(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
     accepted.peek().is_none()
         || accepted.any(|value| value.contains("text/event-stream") || value.contains("*/*") || value.contains("text/*"))
 }
@@ -130,7 +129,7 @@ async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoRespons
     let body = json!({
         "status": if healthy { "ok" } else { "starting" },
         "version": env!("CARGO_PKG_VERSION"),
-        "sandbox": environment::layers(&status),
+        "sandbox": interpreter.layers(),
         "engine": status,
     });
     axum::Json(body)

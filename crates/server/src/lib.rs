@@ -4,12 +4,14 @@
 
 mod environment;
 mod http_door;
+mod invocation;
 mod mcp;
 mod progress;
 mod refusal;
 mod tools;
 
-pub use environment::{EnvironmentInfo, Layer, LayerState, layers, require};
-pub use http_door::{HttpOptions, router, serve};
+pub use environment::{EnvironmentInfo, Layer, LayerState, require};
+pub use http_door::{HttpOptions, accepts_events, router, serve};
+pub use invocation::{Boxed, Guard, Invocation};
 pub use mcp::serve_stdio;
 pub use tools::{Interpreter, PackageList};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
-use protocol::{ArgumentError, ErrorCode, ExecuteArguments, ExecutionResult, Outcome};
+use protocol::{ArgumentError, CellRequest, ErrorCode, ExecuteArguments, ExecutionResult, Outcome, OutputEvent};
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
     ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
@@ -13,6 +13,7 @@ use rmcp::{RoleServer, ServerHandler, ServiceExt};
 use serde::Serialize;
 
 use crate::environment::EnvironmentInfo;
+use crate::invocation::Invocation;
 use crate::progress::Progress;
 use crate::tools::{Interpreter, PackageList};
 
@@ -108,13 +109,14 @@ impl ServerHandler for McpServer {
 
 impl McpServer {
     async fn execute(&self, arguments: JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
-        let request = self.0.check(arguments).map_err(|error| invalid(&error))?;
+        let mut request = self.0.check(arguments).map_err(|error| invalid(&error))?;
+        let invocation = context.extensions.get::<http::request::Parts>().and_then(|parts| parts.extensions.get::<Invocation>());
         let progress = Progress::default();
-        let mut on_output = |event: protocol::OutputEvent<'_>| progress.push(event);
-        let mut silent = |_: protocol::OutputEvent<'_>| {};
+        let mut on_output = |event: OutputEvent<'_>| progress.push(event);
+        let mut silent = |_: OutputEvent<'_>| {};
         let token = context.meta.get_progress_token();
         let outcome = {
-            let run = self.0.execute(&request, if token.is_some() { &mut on_output } else { &mut silent });
+            let run = self.guarded(invocation, &mut request, if token.is_some() { &mut on_output } else { &mut silent });
             let forward = async {
                 match token {
                     Some(token) => progress.forward(&context.peer, token).await,
@@ -135,6 +137,24 @@ impl McpServer {
             }),
         );
         Ok(result)
+    }
+
+    /// Runs the cell within what its door asks for.
+    async fn guarded(
+        &self,
+        invocation: Option<&Invocation>,
+        request: &mut CellRequest,
+        on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send),
+    ) -> Outcome {
+        let Some(invocation) = invocation else { return self.0.execute(request, on_output).await };
+        if let Err(reason) = invocation.guard.before_code().await {
+            tracing::error!(reason, "user code was not run");
+            return Outcome::refused(ErrorCode::Internal, reason);
+        }
+        request.limits.timeout = request.limits.timeout.min(invocation.time_left());
+        let outcome = self.0.execute(request, on_output).await;
+        invocation.guard.after_code().await;
+        outcome
     }
 }
 

@@ -10,13 +10,15 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::environment::{self, EnvironmentInfo, LimitsInfo};
+use crate::environment::{self, EnvironmentInfo, Layer, LimitsInfo};
 
 /// The engine and what its tools know about it.
 pub struct Interpreter {
     engine: Engine,
     defaults: CallDefaults,
     packages: OnceLock<Vec<Package>>,
+    /// Protections that the door adds to the engine's.
+    door_layers: Vec<Layer>,
 }
 
 /// The answer of `list_preinstalled_packages`.
@@ -40,10 +42,18 @@ pub struct PackageDetail {
 }
 
 impl Interpreter {
-    /// `max_timeout`: the longest a call may ask for. `policy`: the least strict one.
-    pub fn new(engine: Engine, max_timeout: Duration, policy: Policy) -> Arc<Self> {
+    /// `max_timeout`: the longest a call may ask for. `policy`: the least strict one. `door_layers`: protections that the
+    /// door adds to the engine's.
+    pub fn new(engine: Engine, max_timeout: Duration, policy: Policy, door_layers: Vec<Layer>) -> Arc<Self> {
         let defaults = CallDefaults { limits: engine.limits(), max_timeout, policy };
-        Arc::new(Self { engine, defaults, packages: OnceLock::new() })
+        Arc::new(Self { engine, defaults, packages: OnceLock::new(), door_layers })
+    }
+
+    /// Every protection, as it stands.
+    pub fn layers(&self) -> Vec<Layer> {
+        let mut layers = environment::layers(&self.engine.status());
+        layers.extend_from_slice(&self.door_layers);
+        layers
     }
 
     /// Read when first asked for: the first answer of a server must not wait for it.
@@ -92,7 +102,7 @@ impl Interpreter {
             available_memory: environment::available_memory(),
             limits: LimitsInfo::new(&self.defaults.limits, self.defaults.max_timeout),
             policy: self.defaults.policy,
-            sandbox: environment::layers(&status),
+            sandbox: self.layers(),
             python_version: status.python_version,
         }
     }

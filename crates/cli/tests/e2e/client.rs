@@ -25,31 +25,13 @@ pub(crate) enum Home {
     Lambda,
 }
 
-const USER: u32 = 993;
-
-pub(crate) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-/// The program and the tree, at a place every user can reach: copies, when the checkout is in a closed folder.
-fn installation() -> &'static (PathBuf, PathBuf) {
-    static PLACES: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+/// The program, the tree and the jail, at places that every user can reach.
+fn installation() -> &'static (PathBuf, PathBuf, PathBuf) {
+    static PLACES: OnceLock<(PathBuf, PathBuf, PathBuf)> = OnceLock::new();
     PLACES.get_or_init(|| {
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_code-interpreter"));
-        let tree = repository().join("build/tree");
-        let reachable = Command::new("test").args(["-r"]).arg(tree.join("tree.json")).uid(USER).status();
-        if !is_root() || reachable.is_ok_and(|status| status.success()) {
-            return (program, tree);
-        }
-        let copy = std::env::temp_dir().join("code-interpreter-test-install");
-        let script = "exec 9>\"$0.lock\"; flock 9; mkdir -p \"$0\" && chmod 755 \"$0\" && cp -au \"$1\" \"$2\" \"$0/\"";
-        let copied = Command::new("sh").args(["-c", script]).arg(&copy).arg(&program).arg(&tree).status().unwrap();
-        assert!(copied.success());
-        (copy.join("code-interpreter"), copy.join("tree"))
+        let program = Path::new(env!("CARGO_BIN_EXE_code-interpreter"));
+        let (tree, [program, jail]) = homes::reachable([program, &homes::jail_beside(program)]);
+        (program, tree, jail)
     })
 }
 
@@ -59,39 +41,28 @@ pub(crate) fn program() -> Command {
 }
 
 pub(crate) fn program_in(home: Home) -> Command {
-    let (program, tree) = installation();
+    let (program, tree, jail) = installation();
     let mut command = match home {
-        Home::User | Home::Lambda | Home::NoLandlock if !is_root() => panic!("{home:?} needs root"),
+        Home::User | Home::Lambda | Home::NoLandlock if !homes::is_root() => panic!("{home:?} needs root"),
         Home::Caller | Home::User => Command::new(program),
         Home::Lambda => {
             // prctl answers EPERM for everything below this shell.
-            let mut command = Command::new(jail());
+            let mut command = Command::new(jail);
             command.arg("lambda").arg(program);
             command
         }
         Home::NoLandlock => {
-            let mut command = Command::new(jail());
+            let mut command = Command::new(jail);
             command.arg("no-landlock").arg(program);
             command
         }
     };
     if home != Home::Caller {
-        command.uid(USER).gid(USER);
+        command.uid(homes::USER).gid(homes::USER);
     }
     command.env_clear().env("PYTHON_TREE", tree).env("PATH", "/usr/bin:/bin").env("SECRET_KEY", "of-the-server");
     command.current_dir("/");
     command
-}
-
-fn jail() -> PathBuf {
-    let built = Path::new(env!("CARGO_BIN_EXE_code-interpreter")).parent().unwrap().join("examples/lambda_jail");
-    let (program, _) = installation();
-    let beside = program.parent().unwrap().join("lambda_jail");
-    if program.starts_with(std::env::temp_dir()) {
-        std::fs::copy(built, &beside).unwrap();
-        return beside;
-    }
-    built
 }
 
 /// A running server; stopped when dropped.

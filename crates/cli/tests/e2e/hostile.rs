@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server, is_root, processes_named};
+use crate::client::{Home, Server, processes_named};
 
 /// What a program does, and what its answer must be.
 struct Hostile {
@@ -105,14 +105,14 @@ async fn hostile_programs_as_the_caller() {
 
 #[tokio::test]
 async fn hostile_programs_as_an_ordinary_user() {
-    if is_root() {
+    if homes::is_root() {
         survive(Home::User).await;
     }
 }
 
 #[tokio::test]
 async fn hostile_programs_with_the_kernel_layers_refused() {
-    if is_root() {
+    if homes::is_root() {
         survive(Home::Lambda).await;
     }
 }
@@ -144,14 +144,14 @@ async fn no_daemon_survives_as_the_caller() {
 
 #[tokio::test]
 async fn no_daemon_survives_as_an_ordinary_user() {
-    if is_root() {
+    if homes::is_root() {
         no_daemon_survives(Home::User).await;
     }
 }
 
 #[tokio::test]
 async fn no_daemon_survives_with_the_kernel_layers_refused() {
-    if is_root() {
+    if homes::is_root() {
         no_daemon_survives(Home::Lambda).await;
     }
 }
@@ -168,7 +168,7 @@ async fn a_fork_bomb_is_ended_and_leaves_nothing() {
 #[tokio::test]
 async fn nothing_of_the_server_can_be_read() {
     for home in [Home::Caller, Home::User] {
-        if home == Home::User && !is_root() {
+        if home == Home::User && !homes::is_root() {
             continue;
         }
         let server = Server::with(home, &[("PRELOAD", "core")]);
@@ -232,7 +232,7 @@ async fn a_kernels_directory_goes_even_when_its_rights_are_taken_away() {
     std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
     let path = temporary.path().to_str().unwrap();
     {
-        let home = if is_root() { Home::User } else { Home::Caller };
+        let home = if homes::is_root() { Home::User } else { Home::Caller };
         let server = Server::with(home, &[("PRELOAD", "core"), ("TMPDIR", path)]);
         server.run("import os\nos.makedirs('a/b'); open('a/b/c', 'w').close(); os.chmod('a/b', 0); os.chmod('a', 0)").await;
         server.still_works().await;
@@ -246,7 +246,7 @@ async fn a_signal_to_itself_ends_a_cell_only_outside_of_a_pid_namespace() {
     let code = "import os\nos.kill(os.getpid(), 9)\nprint('went on')";
     let result = Server::start().run(code).await;
     assert_eq!(result["stdout"], "went on\n", "{result}");
-    if is_root() {
+    if homes::is_root() {
         let server = Server::with(Home::Lambda, &[("PRELOAD", "core")]);
         let result = server.run(code).await;
         assert_eq!((&result["error"]["code"], &result["exit_code"]), (&json!("crashed"), &json!(137)), "{result}");

@@ -4,17 +4,17 @@
 //! holds them to it. A flag is stronger than the environment, which is stronger than a `.env` file.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Command, CommandFactory, ValueEnum};
-use interpreter::{Allowed, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
+use interpreter::{Allowed, Engine, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
 use protocol::{
     DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
-use server::HttpOptions;
+use server::{HttpOptions, Interpreter, Layer};
 
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
@@ -90,15 +90,23 @@ pub struct EngineSettings {
     require_layers: Vec<String>,
 }
 
+/// Settings of the Lambda function's door.
+#[derive(Args, Clone, Debug)]
+pub struct LambdaSettings {
+    /// In the Lambda function: answer as a stream, as the integration's `responseTransferMode: STREAM` wants; off for a buffered one, where code can forge its own answer.
+    #[arg(long, env = "RESPONSE_STREAMING", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub response_streaming: bool,
+}
+
 /// Settings of the HTTP door.
 #[derive(Args, Clone, Debug)]
 pub struct HttpSettings {
     /// Address to listen on.
     #[arg(long, env = "HOST", default_value = "127.0.0.1")]
-    pub(crate) host: String,
+    pub host: String,
     /// Port to listen on; 0 takes a free one.
     #[arg(long, env = "PORT", default_value = "8000")]
-    pub(crate) port: u16,
+    pub port: u16,
     /// Host headers that are served, besides HOST itself; `*` serves all.
     #[arg(long, env = "ALLOWED_HOSTS", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
     allowed_hosts: Vec<String>,
@@ -111,8 +119,42 @@ pub struct HttpSettings {
 }
 
 impl EngineSettings {
+    /// Starts the engine they describe; `wait`: until the interpreter is up, as the layers to insist on need. The door may
+    /// add protections of its own.
+    ///
+    /// # Errors
+    /// The first setting that can't be used, or why the engine does not start.
+    pub async fn start(&self, wait: bool, door_layers: Vec<Layer>) -> Result<Arc<Interpreter>, String> {
+        self.start_with(self.config()?, wait, door_layers).await
+    }
+
+    /// The same with an engine that is to be different.
+    ///
+    /// # Errors
+    /// As [`EngineSettings::start`].
+    pub async fn start_with(
+        &self,
+        config: EngineConfig,
+        wait: bool,
+        door_layers: Vec<Layer>,
+    ) -> Result<Arc<Interpreter>, String> {
+        let started = if wait || !self.require_layers.is_empty() {
+            Engine::start(config).await
+        } else {
+            Engine::start_in_background(config)
+        };
+        let engine = started.map_err(|error| error.to_string())?;
+        let interpreter = Interpreter::new(engine, self.max_timeout()?, self.policy, door_layers);
+        server::require(&interpreter.layers(), &self.require_layers)?;
+        self.warn_of_disabled_layers();
+        Ok(interpreter)
+    }
+
     /// What the engine is started with.
-    pub(crate) fn config(&self) -> Result<EngineConfig, String> {
+    ///
+    /// # Errors
+    /// The first setting that can't be used.
+    pub fn config(&self) -> Result<EngineConfig, String> {
         if self.max_memory_mb < MIN_MEMORY_MB {
             return Err(format!("MAX_MEMORY_MB: must be at least {MIN_MEMORY_MB}, not {}", self.max_memory_mb));
         }
@@ -150,32 +192,22 @@ impl EngineSettings {
         })
     }
 
-    /// The least strict policy of a call.
-    pub(crate) fn policy(&self) -> Policy {
-        self.policy
-    }
-
-    /// Layers the operator insists on.
-    pub(crate) fn required_layers(&self) -> &[String] {
-        &self.require_layers
-    }
-
     /// Leaving a layer off is for whoever knows what else is in its place: it is never silent.
-    pub(crate) fn warn_of_disabled_layers(&self) {
+    fn warn_of_disabled_layers(&self) {
         if !self.disable_layers.is_empty() {
             tracing::warn!("DISABLE_LAYERS leaves off {}: the code is held by less", self.disable_layers.join(", "));
         }
     }
 
     /// The longest timeout a call may ask for.
-    pub(crate) fn max_timeout(&self) -> Result<Duration, String> {
+    fn max_timeout(&self) -> Result<Duration, String> {
         seconds("MAX_TIMEOUT", self.max_timeout)
     }
 }
 
 impl HttpSettings {
     /// What the door serves.
-    pub(crate) fn options(&self) -> HttpOptions {
+    pub fn options(&self) -> HttpOptions {
         HttpOptions {
             allowed_hosts: self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect(),
             allowed_origins: self.allowed_origins.clone(),
@@ -201,6 +233,8 @@ struct AllSettings {
     _engine: EngineSettings,
     #[command(flatten)]
     _http: HttpSettings,
+    #[command(flatten)]
+    _lambda: LambdaSettings,
 }
 
 /// The reference of all settings as an `.env` file (`env`) or a table (`markdown`).
@@ -223,17 +257,6 @@ pub fn reference(format: &str) -> Option<String> {
 
 fn code(text: &str) -> String {
     if text.is_empty() { "–".to_owned() } else { format!("`{text}`") }
-}
-
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
-pub(crate) fn print(format: &str) -> ExitCode {
-    if let Some(text) = reference(format) {
-        print!("{text}");
-        ExitCode::SUCCESS
-    } else {
-        eprintln!("code-interpreter: settings: format must be env or markdown, not {format}");
-        ExitCode::from(2)
-    }
 }
 
 #[cfg(test)]

@@ -98,6 +98,8 @@ def _unshare_and_map(flags):
     refused = linux.unshare(flags)
     if refused or not flags & _NEW_USER:
         return refused
+    # The files belong to root while this process can't be looked into; the zygote closes itself later.
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)
     try:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:

@@ -39,7 +39,7 @@ def main(config):
             namespaces.enter(flags)
     held |= {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
-        "non_dumpable_kernels": linux.prctl(linux.PR_SET_DUMPABLE, 0),
+        "non_dumpable_kernels": _close_memory(),
     }
     cage = Cage(config)
     held.update(cage.probe(config["probe_user"], config["probe_paths"], config["ruleset_fd"]))
@@ -66,6 +66,18 @@ def main(config):
             _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
+
+
+def _close_memory():
+    """Nobody of this user can look into this process and what it forks; gives the errno when somebody can."""
+    refused = linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    if refused:
+        try:
+            # Readable for root only, when the interpreter's own file can't be read: so it is in a layer.
+            open("/proc/self/environ").close()
+        except PermissionError:
+            return 0
+    return refused
 
 
 def _be_killed_before_the_supervisor():

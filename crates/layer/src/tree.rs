@@ -2,6 +2,7 @@
 //!
 //! Rule: the tree is built beside its place and moved there when whole, so a tree that exists is a tree that works.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,15 +10,16 @@ use clap::Args;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::archive::Archive;
+use crate::BuildError;
+use crate::interpreter::{Interpreter, WANTED_PYTHON};
 use crate::run::run;
-use crate::{BuildError, local_python};
 
 /// Changes when the recipe below does, so that older trees are remade.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
-/// The standalone `CPython` that is asked for first.
-const WANTED_PYTHON: &str = "3.13";
+/// A process whose program file can't be read can't be looked into by others of its user, also where prctl is refused:
+/// kernels and zygotes are of one user in a Lambda function.
+pub(crate) const UNREADABLE_PROGRAM: u32 = 0o111;
 
 /// Where things are and where the interpreter comes from.
 #[derive(Args, Debug)]
@@ -52,7 +54,8 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     let tree = work.join("tree");
     std::fs::create_dir_all(&tree).map_err(BuildError::io(&tree))?;
 
-    let source = install_interpreter(options, &work, &tree, say)?;
+    let wanted = Interpreter { uv: &options.uv, archive: options.python_archive.as_deref(), arch: std::env::consts::ARCH };
+    let source = wanted.install(&work, &tree.join("python"), say)?;
     let python = tree.join("python/bin/python3");
     say("installing the stack from the lock");
     install_stack(options, &tree, &python)?;
@@ -70,6 +73,7 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     std::fs::write(&file, format!("{text:#}\n")).map_err(BuildError::io(&file))?;
     // Kernels run as another user when the server is root: they must be able to read all of it.
     run("opening the tree for reading", Command::new("chmod").args(["-R", "a+rX,go-w"]).arg(&tree))?;
+    close_program(&python)?;
     let _ = std::fs::remove_dir_all(&options.out);
     std::fs::rename(&tree, &options.out).map_err(BuildError::io(&options.out))?;
     let _ = std::fs::remove_dir_all(&work);
@@ -84,53 +88,6 @@ fn stamp(lock: &[u8], archive: Option<&str>) -> String {
         hash.update(part);
     }
     format!("{:x}", hash.finalize())
-}
-
-/// Puts a `CPython` at `tree/python` and says where it was taken from.
-fn install_interpreter(options: &TreeOptions, work: &Path, tree: &Path, say: &mut dyn FnMut(&str)) -> Result<String, BuildError> {
-    let installs = work.join("installs");
-    let uv_install = |what: &str, extra: &[&str], key: &str| {
-        let mut command = Command::new(&options.uv);
-        command.args(["python", "install", "--no-config", "--no-bin", "--no-registry", "--install-dir"]).arg(&installs);
-        // A download that can't be had fails at once instead of being retried.
-        run(what, command.args(extra).arg(key).env("UV_HTTP_RETRIES", "0").env("UV_HTTP_TIMEOUT", "60"))
-    };
-    let from_archive = |archive: &Archive| -> Result<(), BuildError> {
-        let list = work.join("downloads.json");
-        let key = archive.describe_to_uv(&list)?;
-        let url = format!("file://{}", std::fs::canonicalize(&list).map_err(BuildError::io(&list))?.display());
-        uv_install("installing CPython from the archive", &["--python-downloads-json-url", &url], &key).map(drop)
-    };
-    let source = if let Some(address) = &options.python_archive {
-        say(&format!("installing CPython from {address}"));
-        from_archive(&Archive::named(address)?)?;
-        format!("the archive {address}")
-    } else {
-        say(&format!("downloading the standalone CPython {WANTED_PYTHON}"));
-        match uv_install("downloading the standalone CPython", &[], WANTED_PYTHON) {
-            Ok(_) => "the standalone builds".to_owned(),
-            Err(error) => {
-                say("the standalone build can't be downloaded here; looking for a local CPython");
-                let python = local_python::find().ok_or_else(|| {
-                    BuildError::NoPython(format!(
-                        "none of 3.11 to 3.14 in PATH, uv's or pyenv's versions; install one, or set PYTHON_ARCHIVE to an archive of a standalone build. The download said:\n{error}"
-                    ))
-                })?;
-                say(&format!("packing CPython {} from {}", python.version_text(), python.executable.display()));
-                from_archive(&Archive::from_local(&python, &options.uv, work)?)?;
-                format!("the local {}", python.executable.display())
-            }
-        }
-    };
-    let installed = std::fs::read_dir(&installs)
-        .map_err(BuildError::io(&installs))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.join("bin/python3").exists() && !path.is_symlink())
-        .ok_or_else(|| BuildError::NoPython("uv installed nothing".to_owned()))?;
-    let place = tree.join("python");
-    std::fs::rename(&installed, &place).map_err(BuildError::io(&place))?;
-    Ok(source)
 }
 
 fn install_stack(options: &TreeOptions, tree: &Path, python: &Path) -> Result<(), BuildError> {
@@ -151,7 +108,12 @@ fn compile(tree: &Path, python: &Path) -> Result<(), BuildError> {
     run("checking the bytecode", Command::new(python).args(["-I", "-S", "-c", probe]).arg(tree.join("site"))).map(drop)
 }
 
-fn font_cache(tree: &Path, python: &Path) -> Result<(), BuildError> {
+fn close_program(python: &Path) -> Result<(), BuildError> {
+    let program = std::fs::canonicalize(python).map_err(BuildError::io(python))?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(UNREADABLE_PROGRAM)).map_err(BuildError::io(&program))
+}
+
+pub(crate) fn font_cache(tree: &Path, python: &Path) -> Result<(), BuildError> {
     let code = "import sys; sys.path.append(sys.argv[1]); import matplotlib.font_manager";
     let mut command = Command::new(python);
     command.args(["-I", "-S", "-B", "-c", code]).arg(tree.join("site")).env("MPLCONFIGDIR", tree.join("matplotlib"));

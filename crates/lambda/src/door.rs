@@ -1,0 +1,131 @@
+//! From API Gateway's event to the service and back.
+//!
+//! Rule: who calls and how long it may take comes from the Lambda context, never from a header of the client.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
+use futures_util::StreamExt;
+use futures_util::stream;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Uri};
+use http_body_util::BodyExt;
+use lambda_http::RequestExt;
+use server::Invocation;
+use tower::ServiceExt;
+use tracing::Instrument;
+
+use crate::guard::InvocationGuard;
+use crate::lock::Lock;
+use crate::workspace::Workspace;
+
+/// The longest a function can run: what is assumed when the context's deadline is no time of this clock.
+const LONGEST: Duration = Duration::from_secs(900);
+
+/// The service behind the function's door.
+pub(crate) struct Door {
+    router: Router,
+    lock: Option<Arc<Lock>>,
+    workspace: Option<Arc<Workspace>>,
+}
+
+impl Door {
+    pub(crate) fn new(router: Router, lock: Option<Lock>, workspace: Option<Workspace>) -> Self {
+        Self { router, lock: lock.map(Arc::new), workspace: workspace.map(Arc::new) }
+    }
+
+    /// Answers with a response that is open before user code runs.
+    pub(crate) async fn stream(&self, request: lambda_http::Request) -> Response {
+        let span = span(&request);
+        let (request, guard) = self.admit(request);
+        let events = server::accepts_events(request.headers());
+        let mut call = Box::pin(self.router.clone().oneshot(request).instrument(span));
+        let response = tokio::select! {
+            response = &mut call => Some(respond(response)),
+            // A stream of events opens by itself; a plain answer would only come after the run.
+            () = guard.wanted(), if !events => None,
+        };
+        if let Some(response) = response {
+            let (parts, body) = response.into_parts();
+            return Response::from_parts(parts, opening(guard, async { body }));
+        }
+        // What could be refused has been by now: the answer is a result, whatever it says.
+        let mut response = Response::new(opening(guard, async { respond(call.await).into_body() }));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    /// Answers with a response that is whole.
+    pub(crate) async fn buffer(&self, request: lambda_http::Request) -> http::Response<lambda_http::Body> {
+        let span = span(&request);
+        let (request, _) = self.admit(request);
+        let response = respond(self.router.clone().oneshot(request).instrument(span).await);
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body = match String::from_utf8(bytes.to_vec()) {
+            Ok(text) => lambda_http::Body::Text(text),
+            Err(error) => lambda_http::Body::Binary(error.into_bytes()),
+        };
+        http::Response::from_parts(parts, body)
+    }
+
+    fn admit(&self, request: lambda_http::Request) -> (Request<Body>, Arc<InvocationGuard>) {
+        if let Some(lock) = &self.lock {
+            // The connection that brought this request takes the response.
+            lock.send_at_once();
+        }
+        let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone()));
+        let deadline = Instant::now() + request.lambda_context_ref().map_or(LONGEST, |context| time_left(context.deadline));
+        let path = path_without_stage(&request);
+        let (mut parts, body) = request.into_parts();
+        if let Some(uri) = path {
+            parts.uri = uri;
+        }
+        parts.extensions.insert(Invocation { deadline, guard: guard.clone() });
+        (Request::from_parts(parts, Body::from(body.to_vec())), guard)
+    }
+}
+
+/// For the log lines of one request.
+fn span(request: &lambda_http::Request) -> tracing::Span {
+    let context = request.lambda_context_ref();
+    let tenant = context.and_then(|context| context.tenant_id.as_deref());
+    let request_id = context.map(|context| context.request_id.as_str());
+    tracing::info!(request_id, tenant, method = %request.method(), path = request.raw_http_path(), "a request");
+    tracing::info_span!("request", request_id, tenant)
+}
+
+fn time_left(deadline_millis: u64) -> Duration {
+    let deadline = UNIX_EPOCH + Duration::from_millis(deadline_millis);
+    deadline.duration_since(SystemTime::now()).unwrap_or(LONGEST).min(LONGEST)
+}
+
+/// The path as API Gateway was asked for it, without the stage, which its events put before it.
+fn path_without_stage(request: &lambda_http::Request) -> Option<Uri> {
+    let path = request.raw_http_path();
+    let mut parts = request.uri().clone().into_parts();
+    let path = request.uri().query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    parts.path_and_query = Some(path.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+fn respond(response: Result<Response, Infallible>) -> Response {
+    response.unwrap_or_else(|never| match never {})
+}
+
+/// A body that tells the guard when the runtime begins to send it.
+fn opening<B>(guard: Arc<InvocationGuard>, body: impl Future<Output = B> + Send + 'static) -> Body
+where
+    B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    let frames = stream::once(async move {
+        guard.open();
+        body.await.into_data_stream()
+    });
+    Body::from_stream(frames.flatten())
+}

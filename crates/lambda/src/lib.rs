@@ -1,0 +1,123 @@
+//! The Lambda function: the same service as `code-interpreter serve`, behind API Gateway.
+//!
+//! Rule: the kernel's own walls are closed to a function, so this process does for itself what it can. Nobody of its user
+//! can read it; the response is open, and the Runtime API closed, before user code runs; nothing of that code is left
+//! when the response ends.
+
+mod door;
+mod guard;
+mod lock;
+mod workspace;
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use lambda_http::{Error, service_fn};
+use server::{Interpreter, Layer, LayerState};
+use settings::{EngineSettings, HttpSettings, LambdaSettings};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::door::Door;
+use crate::lock::Lock;
+use crate::workspace::Workspace;
+
+/// All settings come from the environment.
+#[derive(Debug, Parser)]
+struct Settings {
+    #[command(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    http: HttpSettings,
+    #[command(flatten)]
+    lambda: LambdaSettings,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let readable = sandbox::start_again_unreadable();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LOG").unwrap_or_else(|_| "warn,lambda=info,server=info".into());
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_span_list(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    if let Err(error) = readable {
+        tracing::warn!(%error, "user code can read this process's memory and environment");
+    }
+    let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::from).and_then(|runtime| {
+        let result = runtime.block_on(serve());
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the function can't work");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Error> {
+    let settings = Settings::try_parse_from(["bootstrap"]).map_err(|error| error.to_string())?;
+    let streaming = settings.lambda.response_streaming;
+    // The Python stack is imported meanwhile: a client's first message does not wait for it.
+    let interpreter = settings.engine.start(false, vec![response_lock(streaming)]).await?;
+    let stopped = stop_signal().await?;
+    let door = door(&settings, &interpreter)?;
+    tokio::select! {
+        result = async {
+            if streaming {
+                let service = service_fn(move |request| answer(door.clone(), request, Door::stream));
+                lambda_http::run_with_streaming_response(service).await
+            } else {
+                tracing::warn!("RESPONSE_STREAMING is off: user code can read its own event and forge its answer");
+                lambda_http::run(service_fn(move |request| answer(door.clone(), request, Door::buffer))).await
+            }
+        } => result,
+        () = stopped => Ok(()),
+    }
+}
+
+fn door(settings: &Settings, interpreter: &Arc<Interpreter>) -> Result<Arc<Door>, Error> {
+    let mut options = settings.http.options();
+    // API Gateway answers to its own names only.
+    options.allowed_hosts = vec!["*".to_owned()];
+    let lock = settings.lambda.response_streaming.then(Lock::from_environment).transpose()?;
+    let workspace = Workspace::of_function(interpreter.engine().state_dir());
+    Ok(Arc::new(Door::new(server::router(interpreter, &options), lock, workspace)))
+}
+
+async fn answer<F, R>(door: Arc<Door>, request: lambda_http::Request, how: F) -> Result<R, Infallible>
+where
+    F: AsyncFn(&Door, lambda_http::Request) -> R,
+{
+    Ok(how(&door, request).await)
+}
+
+fn response_lock(streaming: bool) -> Layer {
+    Layer {
+        name: "response_lock",
+        state: if streaming { LayerState::Active } else { LayerState::Off },
+        effect: "the answer is open and the Runtime API closed before the code runs: it can't read its event or forge its answer",
+        reason: (!streaming).then(|| "RESPONSE_STREAMING is off".to_owned()),
+    }
+}
+
+/// Completes on SIGTERM, which Lambda only sends to a function that has an extension: this one asks for nothing else.
+async fn stop_signal() -> Result<impl Future<Output = ()>, Error> {
+    let extension = lambda_extension::Extension::new().with_events(&[]).with_extension_name("stop-signal").register().await?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    Ok(async move {
+        let running = async {
+            // Its end is no reason to stop.
+            let _ = extension.run().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! { _ = terminated.recv() => {}, () = running => {} }
+    })
+}

@@ -1,0 +1,7 @@
+//! The program Lambda starts.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lambda::main()
+}

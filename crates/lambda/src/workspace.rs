@@ -1,0 +1,90 @@
+//! The function's temporary directory, which outlives a call.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What is wiped after each call, and what of it stays.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    root: PathBuf,
+    /// The engine's own.
+    keep: PathBuf,
+    user: u32,
+}
+
+impl Workspace {
+    /// None where wiping could hit somebody else's files: outside of a function, or as root.
+    pub(crate) fn of_function(keep: &Path) -> Option<Self> {
+        let in_function = std::env::var_os("LAMBDA_TASK_ROOT").is_some() && !sandbox::is_root();
+        in_function.then(|| Self { root: std::env::temp_dir(), keep: keep.to_owned(), user: sandbox::user_id() })
+    }
+
+    /// Removes all that this user has left there. Blocks.
+    pub(crate) fn wipe(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for entry in std::fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            if path == self.keep {
+                continue;
+            }
+            let Ok(metadata) = path.symlink_metadata() else { continue };
+            if metadata.uid() == self.user {
+                let removed = if metadata.is_dir() { remove_tree(&path) } else { std::fs::remove_file(&path) };
+                result = result.and(removed);
+            }
+        }
+        result
+    }
+}
+
+/// Also what the code has closed to itself.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::fs::remove_dir_all(directory).is_ok() {
+        return Ok(());
+    }
+    let mut closed = vec![directory.to_owned()];
+    while let Some(directory) = closed.pop() {
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+        for entry in std::fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                closed.push(entry.path());
+            }
+        }
+    }
+    std::fs::remove_dir_all(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn everything_goes_but_what_is_the_engines() {
+        let root = tempfile::tempdir().expect("a directory");
+        let keep = root.path().join("engine");
+        let closed = root.path().join("closed/within");
+        for directory in [&keep, &closed, &root.path().join("open")] {
+            std::fs::create_dir_all(directory).expect("a directory");
+            std::fs::write(directory.join("file"), "left").expect("a file");
+        }
+        let outside = tempfile::NamedTempFile::new().expect("a file");
+        std::os::unix::fs::symlink(outside.path(), root.path().join("link")).expect("a link");
+        for directory in [closed.clone(), root.path().join("closed")] {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o0)).expect("a closed directory");
+        }
+        let workspace = Workspace { root: root.path().to_owned(), keep: keep.clone(), user: sandbox::user_id() };
+        workspace.wipe().expect("all of it can be removed");
+        let left = std::fs::read_dir(root.path()).expect("a directory").flatten().map(|entry| entry.path());
+        assert_eq!(left.collect::<Vec<_>>(), std::slice::from_ref(&keep));
+        assert!(keep.join("file").exists() && outside.path().exists(), "a link is removed, not what it points to");
+        let other = Workspace { user: sandbox::user_id() + 1, ..workspace };
+        std::fs::write(root.path().join("of-another-user"), "").expect("a file");
+        other.wipe().expect("nothing to do");
+        assert!(root.path().join("of-another-user").exists());
+    }
+}

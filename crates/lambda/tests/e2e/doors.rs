@@ -1,0 +1,107 @@
+//! What clients of the function see.
+
+use serde_json::{Value, json};
+
+use crate::function::{Function, call, message};
+
+#[test]
+fn the_smoke_test_passes_as_against_aws() {
+    let function = Function::start();
+    for (tool, arguments) in [
+        ("get_environment_info", json!({})),
+        ("execute_python", json!({"code": "2 + 3"})),
+        ("list_preinstalled_packages", json!({})),
+    ] {
+        for path in ["/lambda/mcp/", "/lambda/mcp"] {
+            let (status, content_type, text) = function.post(path, &[], &call(tool, &arguments));
+            assert_eq!((status, content_type.as_str()), (200, "text/event-stream"), "{text}");
+            assert!(text.starts_with("event: message\n"), "{text}");
+            assert_eq!(message(&text)["result"]["isError"], false, "{text}");
+        }
+    }
+    let (status, _, text) = function.post("/lambda/nothing", &[], "{}");
+    assert_eq!(status, 404, "{text}");
+    let (status, content_type, text) = function.post("/lambda/mcp/", &[], "no json");
+    assert_eq!((status, content_type.as_str()), (400, "application/json"), "{text}");
+}
+
+/// The answer of a plain client only comes after the run, and yet its response must be open before.
+#[test]
+fn a_client_that_takes_no_events_is_answered_in_plain_json() {
+    let function = Function::start();
+    let plain = [("accept", "application/json")];
+    let (status, content_type, text) = function.post("/lambda/mcp/", &plain, &call("execute_python", &json!({"code": "2 + 3"})));
+    assert_eq!((status, content_type.as_str()), (200, "application/json"), "{text}");
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["result"]["structuredContent"]["result"], "5", "{text}");
+    let wrong = call("execute_python", &json!({"code": 5}));
+    let (_, _, text) = function.post("/lambda/mcp/", &plain, &wrong);
+    assert_eq!(message(&text)["error"]["data"]["field"], "code", "{text}");
+}
+
+#[test]
+fn bodies_may_come_as_base64() {
+    let function = Function::with(&[], &["--base64"]);
+    assert_eq!(function.run("print('grüße 🐍')")["stdout"], "grüße 🐍\n");
+}
+
+#[test]
+fn a_buffered_integration_is_a_setting_and_its_missing_lock_is_reported() {
+    let function = Function::with(&[("RESPONSE_STREAMING", "false")], &["--integration", "buffered"]);
+    assert_eq!(function.run("2 + 3")["result"], "5");
+    function.wait_for_log(&["RESPONSE_STREAMING is off", "WARN"]);
+    let (_, _, text) = function.post("/lambda/mcp/", &[], &call("get_environment_info", &json!({})));
+    let environment = &message(&text)["result"]["structuredContent"];
+    let lock = environment["sandbox"].as_array().unwrap().iter().find(|layer| layer["name"] == "response_lock").unwrap();
+    assert_eq!(lock["state"], "off");
+    let wrong = Function::with(&[("RESPONSE_STREAMING", "false")], &[]);
+    assert_eq!(wrong.post("/lambda/mcp/", &[], &call("get_environment_info", &json!({}))).0, 502, "as in API Gateway");
+}
+
+#[test]
+fn a_run_that_would_outlast_the_invocation_ends_as_timeout_with_its_output() {
+    let function = Function::with(&[], &["--timeout", "4"]);
+    let result = function.run_with(&json!({"code": "print('kept', flush=True)\nwhile True: pass", "timeout": 60}), &[]);
+    assert_eq!(result["error"]["code"], "timeout", "{result:#}");
+    assert_eq!(result["stdout"], "kept\n", "{result:#}");
+    assert_eq!(function.run("2 + 3")["result"], "5");
+}
+
+/// Whoever chooses a header must not choose the tenant.
+#[test]
+fn the_tenant_comes_from_the_context_and_not_from_a_header() {
+    let function = Function::start();
+    let headers = [("x-api-key", "key-of-alice"), ("x-amz-tenant-id", "bob"), ("x-tenant-id", "bob")];
+    assert_eq!(function.run_with(&json!({"code": "1"}), &headers)["result"], "1");
+    let line = function.wait_for_log(&["\"a request\"", "key-of-alice"]);
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["tenant"], "key-of-alice");
+    assert!(line["request_id"].as_str().unwrap().len() > 20, "{line}");
+}
+
+#[test]
+fn a_setting_that_can_not_be_used_is_named_in_the_log() {
+    let function = Function::with(&[("MAX_MEMORY_MB", "lots")], &[]);
+    assert_ne!(function.post("/lambda/mcp/", &[], &call("get_environment_info", &json!({}))).0, 200);
+    let line = function.wait_for_log(&["the function can't work", "--max-memory-mb"]);
+    assert!(serde_json::from_str::<Value>(&line).is_ok(), "one line of JSON: {line}");
+}
+
+#[test]
+fn sigterm_ends_the_function_and_all_it_has_made() {
+    let mut function = Function::start();
+    assert_eq!(function.run("2 + 3")["result"], "5");
+    let left = || std::fs::read_dir(function.temporary.path()).unwrap().count();
+    assert!(left() > 0, "the engine has a directory");
+    let marker = format!("TMPDIR={}", function.temporary.path().display());
+    let alive = || {
+        let environments = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("environ"));
+        environments
+            .filter_map(|path| std::fs::read(path).ok())
+            .filter(|text| String::from_utf8_lossy(text).contains(&marker))
+            .count()
+    };
+    function.stop();
+    assert_eq!(alive(), 0, "processes of the function");
+    assert_eq!(std::fs::read_dir(function.temporary.path()).unwrap().count(), 0, "the engine cleans up after itself");
+}

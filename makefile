@@ -7,10 +7,17 @@ UV := $(TOOLS)/bin/uv
 UV_VERSION := 0.13.9
 DENY_VERSION := 0.20.2
 
-.PHONY: help run tree test soak lint deny bench settings lock smoke clean
+# The Lambda function and its layer are built for this processor: arm64 or x86_64.
+ARCH ?= arm64
+NATIVE_ARCH := $(subst aarch64,arm64,$(shell uname -m))
+AWS_TOOLS := build/aws
+
+.PHONY: help run tree test soak lint deny bench settings lock smoke clean aws bootstrap function-native \
+  layer layer.build layer.package layer.deploy layer.test layer.native \
+  apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
 run: tree ## Build everything and serve http://127.0.0.1:8000/lambda/mcp/ (HOST, PORT)
 	@echo "building the server (the first time takes minutes)"
@@ -27,7 +34,7 @@ $(UV):
 	@python3 -m venv $(TOOLS) || { echo "python3 has no venv module: install python3-venv" >&2; exit 1; }
 	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-test: tree ## Run all tests
+test: tree aws ## Run all tests
 	@echo "building and running the tests (the first time takes minutes)"
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --profile ci; else cargo test --workspace -- --test-threads 2; fi
 
@@ -41,6 +48,77 @@ deny: $(TOOLS)/bin/cargo-deny ## Check licences, bans and sources of all depende
 $(TOOLS)/bin/cargo-deny:
 	@echo "building cargo-deny $(DENY_VERSION) (takes minutes, once)"
 	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
+
+layer: ## Build, upload and deploy the layer
+	@$(MAKE) --no-print-directory layer.build layer.package layer.deploy
+
+layer.build: bootstrap ## Build the Lambda layer for ARCH (arm64 or x86_64), with a table of its bytes
+	@cargo build --quiet -p layer
+	@UV=$(UV) target/debug/build-layer layer --arch $(ARCH) --bootstrap build/function/bootstrap
+
+layer.package: aws ## Upload the layer
+	etc/deploy.sh layer.package
+
+layer.deploy: ## Make or renew the layer's stack
+	etc/deploy.sh layer.deploy
+
+layer.test: layer.native tree ## Unpack this machine's layer at its final place and use every package in it
+	@cargo build --quiet -p homes
+	@cargo build --quiet -p lambda --example local_gateway
+	@etc/local_lambda.sh sh -c '\
+	  layer/check_deployment.py "$$BASE_URL" layer/check.py && \
+	  "$$PYTHON_TREE/python/bin/python3" -I -S -B layer/sweep.py "$$PYTHON_TREE" build/tree'
+
+layer.native: function-native $(UV)
+	@cargo build --quiet -p layer
+	@UV=$(UV) target/debug/build-layer layer --arch $(NATIVE_ARCH) --bootstrap build/function/bootstrap
+
+bootstrap: aws $(UV) ## Build the function's program for ARCH
+	@echo "building the function for $(ARCH) (the first time takes minutes)"
+	@$(UV) pip install --quiet --python $(AWS_TOOLS)/bin/python cargo-zigbuild==0.24.1 ziglang==0.15.2
+	rustup target add $(subst arm64,aarch64,$(ARCH))-unknown-linux-gnu
+	PATH="$$PWD/$(AWS_TOOLS)/bin:$$PATH" cargo zigbuild --profile lambda -p lambda --bin bootstrap \
+	  --target $(subst arm64,aarch64,$(ARCH))-unknown-linux-gnu.2.34
+	@mkdir -p build/function
+	@cp target/$(subst arm64,aarch64,$(ARCH))-unknown-linux-gnu/lambda/bootstrap build/function/bootstrap
+
+function-native:
+	@echo "building the function for this machine (the first time takes minutes)"
+	cargo build --profile lambda -p lambda --bin bootstrap
+	@mkdir -p build/function
+	@cp target/lambda/bootstrap build/function/bootstrap
+
+aws: $(AWS_TOOLS)/bin/sam
+
+$(AWS_TOOLS)/bin/sam: $(UV)
+	@echo "installing the SAM command line, cfn-lint and AWS's emulator under $(AWS_TOOLS)"
+	@$(UV) venv --quiet --clear $(AWS_TOOLS)
+	@$(UV) pip install --quiet --python $(AWS_TOOLS)/bin/python aws-sam-cli==1.170.0 cfn-lint==1.58.0
+
+apigw: bootstrap ## Put the function behind API Gateway into your account
+	@$(MAKE) --no-print-directory apigw.package apigw.deploy
+
+apigw.package: aws ## Upload the function
+	etc/deploy.sh apigw.package
+
+apigw.deploy: ## Make or renew the function's stack
+	etc/deploy.sh apigw.deploy
+
+apigw.delete: ## Remove the function's stack
+	etc/deploy.sh apigw.delete
+
+logs: ## Follow the function's log
+	@etc/deploy.sh logs
+
+local-lambda: layer.native ## Serve the packaged function and layer under AWS's emulator (PORT, STAGE)
+	@cargo build --quiet -p homes
+	@cargo build --quiet -p lambda --example local_gateway
+	@PORT=$${PORT:-8788} etc/local_lambda.sh
+
+local-lambda.test: ## The smoke test against it
+	@cargo build --quiet -p homes
+	@cargo build --quiet -p lambda --example local_gateway
+	@etc/local_lambda.sh sh -c './test_deployment.sh "$$BASE_URL"'
 
 soak: tree ## 10,000 calls, honest and hostile: nothing may be left (takes minutes)
 	SOAK_CALLS=10000 cargo test -p cli --test e2e soak -- --nocapture

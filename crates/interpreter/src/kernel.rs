@@ -237,6 +237,8 @@ impl Kernel {
             on_output,
         };
         let job = encode_job(request, authorized_imports, cores);
+        // Where nothing holds signals back, other code may have stopped it while it waited.
+        self.process.handle.resume();
         let mut ending = match tokio::time::timeout_at(deadline, self.send(&job)).await {
             Ok(Ok(())) => self.supervise(&limits, deadline, &mut collected).await,
             // It died while it took the job: the status tells how.

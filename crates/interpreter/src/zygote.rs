@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Landlock, Pidfd};
 use serde::Deserialize;
@@ -75,6 +75,8 @@ pub(crate) struct Link {
     control: AsyncFd<ControlSocket>,
     state: watch::Sender<StageState>,
     waiting: Mutex<HashMap<u64, Waiting>>,
+    /// The process, once it is ready.
+    process: OnceLock<Pidfd>,
 }
 
 impl Link {
@@ -83,6 +85,10 @@ impl Link {
         let (started, announced) = oneshot::channel();
         let (exit, exited) = oneshot::channel();
         self.waiting().insert(id, Waiting { started: Some(started), exited: Some(exit) });
+        if let Some(process) = self.process.get() {
+            // Where nothing holds signals back, user code may have stopped it.
+            process.resume();
+        }
         loop {
             match self.control.get_ref().send(request, &descriptors.borrow()) {
                 Ok(()) => break,
@@ -109,6 +115,14 @@ impl Link {
 
     pub(crate) fn state(&self) -> StageState {
         self.state.borrow().clone()
+    }
+
+    /// Ends the stage: at once when it is known, else when it has imported its libraries and finds nobody there.
+    fn end(&self) {
+        self.control.get_ref().close();
+        if let Some(process) = self.process.get() {
+            process.kill();
+        }
     }
 
     /// Routes what the zygote says, until it has gone.
@@ -139,7 +153,11 @@ impl Link {
         match serde_json::from_slice(message) {
             Ok(Message::Ready { ready, missing, held }) => {
                 let mut fds = fds.into_iter();
-                let pid = fds.next().and_then(|handle| Pidfd::new(handle).pid());
+                let process = fds.next().map(Pidfd::new);
+                let pid = process.as_ref().and_then(Pidfd::pid);
+                if let Some(process) = process {
+                    let _ = self.process.set(process);
+                }
                 let baseline_bytes = pid.map_or(0, |pid| sandbox::usage_of_process(pid).memory_bytes);
                 let proc = fds.next().map(Arc::new);
                 tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
@@ -232,14 +250,29 @@ impl Family {
             descriptors.push(ChildDescriptor { fd: theirs, number });
             let _context = runtime.enter();
             let control = sandbox::watched(ours)?;
-            links.push(Arc::new(Link { control, state: watch::Sender::new(StageState::Starting), waiting: Mutex::default() }));
+            links.push(Arc::new(Link {
+                control,
+                state: watch::Sender::new(StageState::Starting),
+                waiting: Mutex::default(),
+                process: OnceLock::new(),
+            }));
         }
         let mut command = Command::new(config.tree.python());
         command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
         let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
+        let root = Arc::new(i32::try_from(child.id()).ok().and_then(Pidfd::open));
         for link in &links {
-            let link = link.clone();
-            runtime.spawn(async move { link.listen().await });
+            let (link, family, root) = (link.clone(), links.clone(), root.clone());
+            runtime.spawn(async move {
+                link.listen().await;
+                // One that was killed alone takes the others with it: the next family is whole.
+                for link in &family {
+                    link.end();
+                }
+                if let Some(root) = &*root {
+                    root.kill();
+                }
+            });
         }
         Ok((Self { links }, child))
     }

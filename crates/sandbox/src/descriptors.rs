@@ -43,6 +43,11 @@ impl ControlSocket {
         Ok(())
     }
 
+    /// Ends the conversation for both sides.
+    pub fn close(&self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
     /// Receives one message; empty when the peer has gone.
     ///
     /// # Errors
@@ -186,6 +191,11 @@ impl Pidfd {
     /// Ends the process at once.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
+    }
+
+    /// Lets the process go on, if somebody has stopped it.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -108,11 +108,40 @@ fn a_function_whose_code_kills_it_works_again() {
     assert_eq!(function.run("2 + 3")["result"], "5");
 }
 
-/// The zygotes are of the code's own user there: one that was killed is replaced before the next call.
+/// The zygotes are of the code's own user there: those that were killed or stopped serve the next call again.
 #[test]
-fn zygotes_that_were_killed_are_replaced() {
+fn zygotes_that_were_harmed_are_replaced_or_go_on() {
+    let function = Function::with(&[("PRELOAD", "data")], &[]);
+    for imports in ["", "import pandas"] {
+        for signal in ["SIGKILL", "SIGSTOP"] {
+            let harm = format!("{imports}\nimport os, signal\nos.kill(os.getppid(), signal.{signal})");
+            function.run(&harm);
+            for code in ["2 + 3", "import pandas\n2 + 3"] {
+                assert_eq!(function.run(code)["result"], "5", "{imports:?} {signal}");
+            }
+        }
+    }
+}
+
+/// A spare kernel waits for the next caller, and is of the same user too.
+#[test]
+fn spare_kernels_that_were_harmed_do_not_harm_the_next_call() {
     let function = Function::start();
-    let kill = "import os\nos.kill(os.getppid(), 9)\nimport time; time.sleep(9)";
-    assert_ne!(function.run(kill)["success"], true);
-    assert_eq!(function.run("2 + 3")["result"], "5");
+    for signal in ["SIGKILL", "SIGSTOP"] {
+        let harm = format!(
+            "import os, signal, time\nme, zygote = os.getpid(), os.getppid()\n\
+             def parent(pid): return int(open(f'/proc/{{pid}}/stat').read().rsplit(')', 1)[1].split()[1])\n\
+             end, harmed = time.time() + 2, 0\n\
+             while time.time() < end and not harmed:\n    \
+                 for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):\n        \
+                     try:\n            \
+                         if pid != me and parent(pid) == zygote: os.kill(pid, signal.{signal}); harmed += 1\n        \
+                     except OSError: pass\n\
+             print(harmed > 0)"
+        );
+        assert_eq!(function.run(&harm)["stdout"], "True\n", "{signal}");
+        for _ in 0..3 {
+            assert_eq!(function.run("2 + 3")["result"], "5", "{signal}");
+        }
+    }
 }

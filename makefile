@@ -13,11 +13,11 @@ NATIVE_ARCH := $(subst aarch64,arm64,$(shell uname -m))
 AWS_TOOLS := build/aws
 
 .PHONY: help run tree test soak lint deny bench settings lock smoke clean aws bootstrap function-native \
-  layer layer.build layer.package layer.deploy layer.test layer.native \
+  layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
   apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test
 
 help: ## Show this list
-	@grep -E '^[a-z.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
 run: tree ## Build everything and serve http://127.0.0.1:8000/lambda/mcp/ (HOST, PORT)
 	@echo "building the server (the first time takes minutes)"
@@ -62,12 +62,16 @@ layer.package: aws ## Upload the layer
 layer.deploy: ## Make or renew the layer's stack
 	etc/deploy.sh layer.deploy
 
-layer.test: layer.native tree ## Unpack this machine's layer at its final place and use every package in it
+layer.test: layer.native tree aws ## Unpack this machine's layer at its final place and use every package in it
 	@cargo build --quiet -p homes
 	@cargo build --quiet -p lambda --example local_gateway
 	@etc/local_lambda.sh sh -c '\
 	  layer/check_deployment.py "$$BASE_URL" layer/check.py && \
 	  "$$PYTHON_TREE/python/bin/python3" -I -S -B layer/sweep.py "$$PYTHON_TREE" build/tree'
+
+layer.test.arm64: ## Use every package of the arm64 layer under qemu-user
+	@cargo build --quiet -p layer
+	@etc/layer_under_qemu.sh
 
 layer.native: function-native $(UV)
 	@cargo build --quiet -p layer
@@ -110,12 +114,12 @@ apigw.delete: ## Remove the function's stack
 logs: ## Follow the function's log
 	@etc/deploy.sh logs
 
-local-lambda: layer.native ## Serve the packaged function and layer under AWS's emulator (PORT, STAGE)
+local-lambda: layer.native aws ## Serve the packaged function and layer under AWS's emulator (PORT, STAGE)
 	@cargo build --quiet -p homes
 	@cargo build --quiet -p lambda --example local_gateway
 	@PORT=$${PORT:-8788} etc/local_lambda.sh
 
-local-lambda.test: ## The smoke test against it
+local-lambda.test: layer.native aws ## The smoke test against it
 	@cargo build --quiet -p homes
 	@cargo build --quiet -p lambda --example local_gateway
 	@etc/local_lambda.sh sh -c './test_deployment.sh "$$BASE_URL"'

@@ -48,7 +48,7 @@ fn compile_share(share: &[PathBuf], tree: &Path, final_place: &Path, python: &Pa
     run("compiling bytecode", &mut command).map(drop)
 }
 
-fn standard_library(tree: &Path) -> Result<PathBuf, BuildError> {
+pub(crate) fn standard_library(tree: &Path) -> Result<PathBuf, BuildError> {
     let lib = tree.join("python/lib");
     let found = list(&lib)?.into_iter().find(|path| path.join("os.py").exists());
     found.ok_or_else(|| BuildError::NoPython(format!("{} has no standard library", lib.display())))

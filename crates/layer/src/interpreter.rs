@@ -11,6 +11,14 @@ use crate::{BuildError, local_python};
 /// The standalone `CPython` that is asked for first.
 pub(crate) const WANTED_PYTHON: &str = "3.13";
 
+/// What was installed.
+pub(crate) struct Installed {
+    /// Where it was taken from, in words.
+    pub(crate) source: String,
+    /// `3.13.0`
+    pub(crate) version: String,
+}
+
 /// Which interpreter is wanted.
 pub(crate) struct Interpreter<'a> {
     pub(crate) uv: &'a Path,
@@ -18,11 +26,13 @@ pub(crate) struct Interpreter<'a> {
     pub(crate) archive: Option<&'a str>,
     /// `x86_64` or `aarch64`.
     pub(crate) arch: &'a str,
+    /// Such as `3.13`; the first of those the lock covers when none is named.
+    pub(crate) version: Option<&'a str>,
 }
 
 impl Interpreter<'_> {
-    /// Puts it at `place` and says where it was taken from.
-    pub(crate) fn install(&self, work: &Path, place: &Path, say: &mut dyn FnMut(&str)) -> Result<String, BuildError> {
+    /// Puts it at `place`.
+    pub(crate) fn install(&self, work: &Path, place: &Path, say: &mut dyn FnMut(&str)) -> Result<Installed, BuildError> {
         let installs = work.join("installs");
         let source = if let Some(address) = self.archive {
             say(&format!("installing CPython from {address}"));
@@ -33,8 +43,9 @@ impl Interpreter<'_> {
             self.take_from_archive(&archive, work, &installs)?;
             format!("the archive {address}")
         } else {
-            say(&format!("downloading the standalone CPython {WANTED_PYTHON} for {}", self.arch));
-            let key = format!("cpython-{WANTED_PYTHON}-linux-{}-gnu", self.arch);
+            let version = self.version.unwrap_or(WANTED_PYTHON);
+            say(&format!("downloading the standalone CPython {version} for {}", self.arch));
+            let key = format!("cpython-{version}-linux-{}-gnu", self.arch);
             match self.uv_install("downloading the standalone CPython", &installs, &[], &key) {
                 Ok(_) => "the standalone builds".to_owned(),
                 Err(error) => self.take_from_this_machine(work, &installs, &error, say)?,
@@ -47,7 +58,10 @@ impl Interpreter<'_> {
             .find(|path| path.join("bin/python3").exists() && !path.is_symlink())
             .ok_or_else(|| BuildError::NoPython("uv installed nothing".to_owned()))?;
         std::fs::rename(&installed, place).map_err(BuildError::io(place))?;
-        Ok(source)
+        // uv names the folder `cpython-3.13.0-linux-x86_64-gnu`; an interpreter for another processor can't be asked.
+        let name = installed.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let version = name.split('-').nth(1).unwrap_or_default().to_owned();
+        Ok(Installed { source, version })
     }
 
     fn take_from_this_machine(
@@ -62,9 +76,10 @@ impl Interpreter<'_> {
             return Err(BuildError::NoPython(reason));
         }
         say("the standalone build can't be downloaded here; looking for a local CPython");
-        let python = local_python::find().ok_or_else(|| {
+        let python = local_python::find(self.version).ok_or_else(|| {
             BuildError::NoPython(format!(
-                "none of 3.11 to 3.14 in PATH, uv's or pyenv's versions; install one, or set PYTHON_ARCHIVE to an archive of a standalone build. The download said:\n{error}"
+                "none of {} in PATH, uv's or pyenv's versions; install one, or set PYTHON_ARCHIVE to an archive of a standalone build. The download said:\n{error}",
+                self.version.unwrap_or("3.11 to 3.14")
             ))
         })?;
         say(&format!("packing CPython {} from {}", python.version_text(), python.executable.display()));

@@ -80,10 +80,10 @@ pub(crate) fn build(options: &LayerOptions, say: &mut dyn FnMut(&str)) -> Result
     let _ = std::fs::remove_dir_all(&work);
     let layer = work.join("layer");
     std::fs::create_dir_all(&layer).map_err(BuildError::io(&layer))?;
-    let wanted = Interpreter { uv: &options.uv, archive: options.python_archive.as_deref(), arch: arch.processor() };
-    wanted.install(&work, &layer.join("python"), say)?;
+    let wanted =
+        Interpreter { uv: &options.uv, archive: options.python_archive.as_deref(), arch: arch.processor(), version: None };
+    let version = wanted.install(&work, &layer.join("python"), say)?.version;
     let host = host_python(options, &layer, &work, say)?;
-    let version = version(&host)?;
     say(&format!("installing the stack for {} and CPython {version}", arch.name()));
     install_stack(options, &layer, &version)?;
     let before = sizes(&layer)?;
@@ -132,35 +132,23 @@ pub(crate) fn unpack(options: &UnpackOptions) -> Result<(), BuildError> {
     package::unpack(&options.archive, &options.to)
 }
 
-/// An interpreter that runs here and writes the bytecode of the layer's: bytecode is the same on every processor.
+/// An interpreter that runs here and writes the bytecode of the layer's, which is the same on every processor.
 fn host_python(options: &LayerOptions, layer: &Path, work: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, BuildError> {
-    let host = if options.arch.processor() == std::env::consts::ARCH {
+    if options.arch.processor() == std::env::consts::ARCH {
         // A copy: the layer's own loses its sources on the way.
         let copy = work.join("host-python");
         run("copying the interpreter", Command::new("cp").arg("-a").arg(layer.join("python")).arg(&copy))?;
-        copy
-    } else {
-        let host_work = work.join("host");
-        std::fs::create_dir_all(&host_work).map_err(BuildError::io(&host_work))?;
-        let place = host_work.join("python");
-        Interpreter { uv: &options.uv, archive: None, arch: std::env::consts::ARCH }.install(&host_work, &place, say)?;
-        place
-    };
-    let python = host.join("bin/python3");
-    let minor = |text: &str| text.split('.').take(2).collect::<Vec<_>>().join(".");
-    let layers = std::fs::read_dir(layer.join("python/lib")).map_err(BuildError::io(layer))?.flatten();
-    let layers = layers.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let ours = format!("python{}", minor(&version(&python)?));
-    if layers.into_iter().any(|name| name == ours) {
-        Ok(python)
-    } else {
-        Err(BuildError::NoPython(format!("the layer's interpreter is not the {ours} that runs here, whose bytecode it needs")))
+        return Ok(copy.join("bin/python3"));
     }
-}
-
-fn version(python: &Path) -> Result<String, BuildError> {
-    let code = "import platform; print(platform.python_version())";
-    Ok(run("asking the interpreter's version", Command::new(python).args(["-I", "-c", code]))?.trim().to_owned())
+    let library = bytecode::standard_library(layer)?;
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    let host = work.join("host");
+    std::fs::create_dir_all(&host).map_err(BuildError::io(&host))?;
+    let wanted =
+        Interpreter { uv: &options.uv, archive: None, arch: std::env::consts::ARCH, version: name.strip_prefix("python") };
+    let place = work.join("host-python");
+    wanted.install(&host, &place, say)?;
+    Ok(place.join("bin/python3"))
 }
 
 fn install_stack(options: &LayerOptions, layer: &Path, version: &str) -> Result<(), BuildError> {

@@ -49,9 +49,11 @@ impl LocalPython {
     }
 }
 
-/// The best `CPython` in PATH, among uv's own installs and pyenv's.
-pub(crate) fn find() -> Option<LocalPython> {
-    choose(candidates().iter().filter_map(|path| describe(path)))
+/// The best `CPython` in PATH, among uv's own installs and pyenv's; of this version (`3.13`) when one is named.
+pub(crate) fn find(version: Option<&str>) -> Option<LocalPython> {
+    let is_wanted =
+        |python: &LocalPython| version.is_none_or(|version| python.version_text().starts_with(&format!("{version}.")));
+    choose(candidates().iter().filter_map(|path| describe(path)).filter(is_wanted))
 }
 
 fn choose(found: impl Iterator<Item = LocalPython>) -> Option<LocalPython> {

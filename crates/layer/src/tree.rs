@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::BuildError;
-use crate::interpreter::{Interpreter, WANTED_PYTHON};
+use crate::interpreter::{Installed, Interpreter, WANTED_PYTHON};
 use crate::run::run;
 
 /// Changes when the recipe below does, so that older trees are remade.
@@ -54,8 +54,9 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     let tree = work.join("tree");
     std::fs::create_dir_all(&tree).map_err(BuildError::io(&tree))?;
 
-    let wanted = Interpreter { uv: &options.uv, archive: options.python_archive.as_deref(), arch: std::env::consts::ARCH };
-    let source = wanted.install(&work, &tree.join("python"), say)?;
+    let wanted =
+        Interpreter { uv: &options.uv, archive: options.python_archive.as_deref(), arch: std::env::consts::ARCH, version: None };
+    let Installed { source, version } = wanted.install(&work, &tree.join("python"), say)?;
     let python = tree.join("python/bin/python3");
     say("installing the stack from the lock");
     install_stack(options, &tree, &python)?;
@@ -64,11 +65,7 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     say("building matplotlib's font cache");
     font_cache(&tree, &python)?;
 
-    let version = run(
-        "asking the interpreter's version",
-        Command::new(&python).args(["-I", "-c", "import platform; print(platform.python_version())"]),
-    )?;
-    let text = json!({"stamp": stamp, "python_version": version.trim(), "python_source": source});
+    let text = json!({"stamp": stamp, "python_version": version, "python_source": source});
     let file = tree.join("tree.json");
     std::fs::write(&file, format!("{text:#}\n")).map_err(BuildError::io(&file))?;
     // Kernels run as another user when the server is root: they must be able to read all of it.
@@ -77,7 +74,7 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     let _ = std::fs::remove_dir_all(&options.out);
     std::fs::rename(&tree, &options.out).map_err(BuildError::io(&options.out))?;
     let _ = std::fs::remove_dir_all(&work);
-    say(&format!("Python tree {}: CPython {} from {source}", options.out.display(), version.trim()));
+    say(&format!("Python tree {}: CPython {version} from {source}", options.out.display()));
     Ok(())
 }
 

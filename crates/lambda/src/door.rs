@@ -15,6 +15,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Uri};
 use http_body_util::BodyExt;
 use lambda_http::RequestExt;
+use lambda_http::request::RequestContext;
 use server::Invocation;
 use tower::ServiceExt;
 use tracing::Instrument;
@@ -95,8 +96,17 @@ fn span(request: &lambda_http::Request) -> tracing::Span {
     let context = request.lambda_context_ref();
     let tenant = context.and_then(|context| context.tenant_id.as_deref());
     let request_id = context.map(|context| context.request_id.as_str());
-    tracing::info!(request_id, tenant, method = %request.method(), path = request.raw_http_path(), "a request");
+    let caller = request.request_context_ref().and_then(caller);
+    tracing::info!(request_id, tenant, caller, method = %request.method(), path = request.raw_http_path(), "a request");
     tracing::info_span!("request", request_id, tenant)
+}
+
+/// Whom API Gateway has verified: the subject of a token, an IAM principal, or an API key.
+fn caller(context: &RequestContext) -> Option<String> {
+    let RequestContext::ApiGatewayV1(context) = context else { return None };
+    let subject = context.authorizer.fields.get("claims").and_then(|claims| claims["sub"].as_str());
+    let identity = &context.identity;
+    subject.or(identity.caller.as_deref()).or(identity.api_key_id.as_deref()).map(str::to_owned)
 }
 
 fn time_left(deadline_millis: u64) -> Duration {

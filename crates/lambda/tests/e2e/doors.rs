@@ -75,7 +75,7 @@ fn the_tenant_comes_from_the_context_and_not_from_a_header() {
     assert_eq!(function.run_with(&json!({"code": "1"}), &headers)["result"], "1");
     let line = function.wait_for_log(&["\"a request\"", "key-of-alice"]);
     let line: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(line["tenant"], "key-of-alice");
+    assert_eq!((line["tenant"].as_str(), line["caller"].as_str()), (Some("key-of-alice"), Some("key-of-alice")));
     assert!(line["request_id"].as_str().unwrap().len() > 20, "{line}");
 }
 

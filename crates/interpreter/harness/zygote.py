@@ -41,6 +41,7 @@ def main(config):
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
         "non_dumpable_kernels": _close_memory(),
     }
+    heir = _heir_of_orphans() if config["find_heir"] and not namespaces.in_use() else None
     cage = Cage(config)
     held.update(cage.probe(config["probe_user"], config["probe_paths"], config["ruleset_fd"]))
     if config["ruleset_fd"] is not None:
@@ -62,7 +63,7 @@ def main(config):
             os.close(later["control_fd"])
         cage.close_zygote()
         try:
-            _announce(control, ready=stage["name"], missing=missing, held=held)
+            _announce(control, ready=stage["name"], missing=missing, held=held, heir=heir)
             _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
@@ -78,6 +79,23 @@ def _close_memory():
         except PermissionError:
             return 0
     return refused
+
+
+def _heir_of_orphans():
+    """Makes an orphan and asks it whose child it is then."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        parent = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == parent:
+                select.select([], [], [], 0.0005)
+            os.write(write, b"%d" % os.getppid())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(parent, 0)
+    with os.fdopen(read, "rb") as answer:
+        return int(answer.read())
 
 
 def _be_killed_before_the_supervisor():

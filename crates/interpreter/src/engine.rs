@@ -313,6 +313,7 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
             probe_user: sandbox::is_root().then_some(KernelUsers::FIRST),
             state_dir: inner.state_dir.path(),
             isolation: &inner.isolation,
+            inherits_orphans: inner.protection.subreaper,
         };
         let (family, mut child) = match Family::start(&config, runtime) {
             Ok(started) => started,
@@ -446,7 +447,12 @@ impl Inner {
 
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
-        let StageState::Ready { held, baseline_bytes, proc, .. } = link.state() else { return Err("the zygote died".to_owned()) };
+        let StageState::Ready { held, heir, baseline_bytes, proc, .. } = link.state() else {
+            return Err("the zygote died".to_owned());
+        };
+        if let Some(heir) = heir {
+            self.reaper.orphans_go_to(heir);
+        }
         let held = self.held(held);
         if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));

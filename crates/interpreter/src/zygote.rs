@@ -40,7 +40,8 @@ pub(crate) enum StageState {
     /// Still importing.
     Starting,
     /// Forks kernels.
-    Ready { missing: Vec<String>, held: Held, baseline_bytes: u64, proc: Option<Arc<OwnedFd>> },
+    /// `heir`: who inherits orphans, where it had to be found out.
+    Ready { missing: Vec<String>, held: Held, heir: Option<i32>, baseline_bytes: u64, proc: Option<Arc<OwnedFd>> },
     /// Gone.
     Dead,
 }
@@ -59,7 +60,7 @@ pub(crate) struct Spawned {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, held: Held },
+    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32> },
     Spawned { spawned: u64 },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
@@ -151,7 +152,7 @@ impl Link {
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, held }) => {
+            Ok(Message::Ready { ready, missing, held, heir }) => {
                 let mut fds = fds.into_iter();
                 let process = fds.next().map(Pidfd::new);
                 let pid = process.as_ref().and_then(Pidfd::pid);
@@ -161,7 +162,7 @@ impl Link {
                 let baseline_bytes = pid.map_or(0, |pid| sandbox::usage_of_process(pid).memory_bytes);
                 let proc = fds.next().map(Arc::new);
                 tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, held, baseline_bytes, proc });
+                self.state.send_replace(StageState::Ready { missing, held, heir, baseline_bytes, proc });
             }
             Ok(Message::Spawned { spawned }) => {
                 let handle = fds.into_iter().next().map(Pidfd::new);
@@ -206,6 +207,8 @@ pub(crate) struct FamilyConfig<'a> {
     /// Tried in a throw-away child: whether kernels can run as this user.
     pub(crate) probe_user: Option<u32>,
     pub(crate) isolation: &'a Isolation,
+    /// Whether the supervisor inherits orphans.
+    pub(crate) inherits_orphans: bool,
     pub(crate) state_dir: &'a std::path::Path,
 }
 
@@ -232,6 +235,7 @@ impl Family {
                 "matplotlib": config.state_dir.join("matplotlib"),
                 "probe_user": config.probe_user,
                 "probe_paths": probe_paths,
+                "find_heir": !config.inherits_orphans,
                 "namespaces": config.isolation.is_on("namespaces"),
                 "seccomp": config.isolation.seccomp,
                 "shared_memory_rights": config.isolation.landlock.as_ref().map_or(0, Landlock::shared_memory_rights),

@@ -6,6 +6,7 @@
 //! Where the kernel denies that (`prctl` in a Lambda function), orphans go to init and are found by user and start time.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -46,12 +47,20 @@ impl KernelProcess {
 pub struct Reaper {
     inherits_orphans: bool,
     own_children: Mutex<HashSet<i32>>,
+    /// Who inherits orphans, where the supervisor does not; 0 while it is not known.
+    heir: AtomicI32,
 }
 
 impl Reaper {
     /// `inherits_orphans`: whether the supervisor is a subreaper.
     pub fn new(inherits_orphans: bool) -> Self {
-        Self { inherits_orphans, own_children: Mutex::default() }
+        Self { inherits_orphans, own_children: Mutex::default(), heir: AtomicI32::new(0) }
+    }
+
+    /// Takes note of who was seen to inherit an orphan. Other ancestors have children of their own, which may be of the same
+    /// user and younger than a kernel, and are none of its.
+    pub fn orphans_go_to(&self, heir: i32) {
+        self.heir.store(heir, Ordering::Relaxed);
     }
 
     /// A child that stays (the zygote).
@@ -149,7 +158,11 @@ impl Reaper {
         }
         let all = proc::all_stats();
         let same_user = |pid| proc::user_of(pid) == Some(kernel.uid);
-        orphans_of_init(&all, &ancestors(&all, crate::process_id()), kernel.started, same_user)
+        let heirs = match self.heir.load(Ordering::Relaxed) {
+            0 => ancestors(&all, crate::process_id()),
+            heir => HashSet::from([1, heir]),
+        };
+        orphans_of_init(&all, &heirs, kernel.started, same_user)
     }
 
     /// Takes the zombie of a stray that became our child.
@@ -220,6 +233,7 @@ mod tests {
             process(base + 4, this, 70),     // below us: found by descent, not here
             process(base + 5, 1, 80),        // another user's
             process(base + 6, base + 5, 90), // started by that user for this one
+            process(base + 7, base, 90),     // started by whoever started us, who inherits nothing
         ]);
         let mut found = orphans_of_init(&all, &HashSet::from([1]), 40, |pid| pid != base + 5);
         found.sort_unstable();

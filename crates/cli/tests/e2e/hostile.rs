@@ -156,6 +156,27 @@ async fn no_daemon_survives_with_the_kernel_layers_refused() {
     }
 }
 
+/// Whoever started the server has other children, which may be younger than a kernel and of its user: they were taken for
+/// orphans of the code.
+#[tokio::test]
+async fn a_neighbour_of_the_same_user_is_left_alone_where_orphans_are_found_by_user() {
+    use std::os::unix::process::CommandExt;
+    if !homes::is_root() {
+        return;
+    }
+    let server = Server::with(Home::Lambda, &[("PRELOAD", "core")]);
+    server.still_works().await;
+    let mut neighbour = std::process::Command::new("sleep").arg("600").uid(homes::USER).gid(homes::USER).spawn().unwrap();
+    let daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\nos.wait()";
+    for _ in 0..2 {
+        assert_eq!(server.run(daemon).await["success"], true);
+    }
+    let status = neighbour.try_wait().unwrap();
+    neighbour.kill().unwrap();
+    neighbour.wait().unwrap();
+    assert_eq!(status, None, "the neighbour was killed");
+}
+
 #[tokio::test]
 async fn a_fork_bomb_is_ended_and_leaves_nothing() {
     let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "5")]);

@@ -20,25 +20,24 @@ fi
 emulator=$(echo build/aws/lib/python3*/site-packages/samcli/local/rapid/"aws-lambda-rie-$arch")
 temporary=$(mktemp -d)
 log=$temporary.log
-trap 'kill "$gateway" 2>/dev/null; wait "$gateway" 2>/dev/null; rm -rf "$temporary" "$log"' EXIT
 touch "$log"
 
 export PYTHON_TREE=$opt/code-interpreter TMPDIR=$temporary MAX_MEMORY_MB=1024
-launcher=()
+programs=(build/function/bootstrap target/debug/lambda_jail target/debug/examples/local_gateway "$emulator")
+become=()
 if [ "$(id -u)" = 0 ]; then
-  # As in a function: an ordinary user, on a kernel that refuses what Lambda's does.
+  # As in a function: an ordinary user, who may not reach this folder.
+  become=(setpriv --reuid 993 --regid 993 --clear-groups)
   chown 993:993 "$temporary"
-  for program in build/function/bootstrap target/debug/lambda_jail target/debug/examples/local_gateway "$emulator"; do
-    install -m 755 "$program" "/tmp/$(basename "$program").$$"
-  done
-  trap 'kill "$gateway" 2>/dev/null; wait "$gateway" 2>/dev/null; rm -rf "$temporary" "$log" /tmp/*."$$"' EXIT
-  launcher=(setpriv --reuid 993 --regid 993 --clear-groups)
-  "${launcher[@]}" "/tmp/local_gateway.$$" --rie "/tmp/$(basename "$emulator").$$" --bootstrap "/tmp/bootstrap.$$" \
-    --launcher "/tmp/lambda_jail.$$ lambda" --port "${PORT:-0}" --stage "${STAGE:-dev}" 2>"$log" &
-else
-  target/debug/examples/local_gateway --rie "$emulator" --bootstrap "$PWD/build/function/bootstrap" \
-    --port "${PORT:-0}" --stage "${STAGE:-dev}" 2>"$log" &
 fi
+programs_at=$(mktemp -d)
+chmod 755 "$programs_at"
+trap 'kill "$gateway" 2>/dev/null; wait "$gateway" 2>/dev/null; rm -rf "$temporary" "$log" "$programs_at"' EXIT
+install -m 755 "${programs[@]}" "$programs_at"
+# And on a kernel that refuses what Lambda's does.
+"${become[@]}" "$programs_at/local_gateway" --rie "$programs_at/$(basename "$emulator")" \
+  --bootstrap "$programs_at/bootstrap" --launcher "$programs_at/lambda_jail lambda" \
+  --port "${PORT:-0}" --stage "${STAGE:-dev}" 2>"$log" &
 gateway=$!
 BASE_URL=
 while [ -z "$BASE_URL" ]; do

@@ -55,9 +55,6 @@ fn an_answer_can_not_be_forged() {
 
 #[test]
 fn the_function_can_not_be_read_by_its_own_user() {
-    if !homes::is_root() {
-        return;
-    }
     let function = Function::start();
     let code = "import os\npid = os.getppid()\nwhile open(f'/proc/{pid}/comm').read().startswith('python'):\n    \
                 pid = int(open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[1])\n\

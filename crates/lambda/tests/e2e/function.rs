@@ -51,10 +51,10 @@ impl Function {
         let temporary = tempfile::tempdir().unwrap();
         let mut command = Command::new(local_gateway);
         command.arg("--rie").arg(emulator).arg("--bootstrap").arg(bootstrap).args(gateway);
+        command.arg("--launcher").arg(format!("{} lambda", jail.display()));
         if homes::is_root() {
             use std::os::unix::process::CommandExt;
             std::os::unix::fs::chown(temporary.path(), Some(homes::USER), Some(homes::USER)).unwrap();
-            command.arg("--launcher").arg(format!("{} lambda", jail.display()));
             command.uid(homes::USER).gid(homes::USER);
         }
         command.env_clear().env("PATH", "/usr/bin:/bin").env("PYTHON_TREE", tree).env("TMPDIR", temporary.path());

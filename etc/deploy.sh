@@ -64,7 +64,7 @@ deploy() { # template stack parameters...
   local template=$1 stack=$2
   shift 2
   "$SAM" deploy --profile "$PROFILE" --region "$REGION" --s3-bucket "$BUCKET" --s3-prefix code-interpreter \
-    --template-file "build/$template.packaged.yaml" --stack-name "$stack" --capabilities CAPABILITY_IAM \
+    --template-file "build/$template.packaged.yaml" --stack-name "$stack" --capabilities CAPABILITY_IAM CAPABILITY_AUTO_EXPAND \
     --no-fail-on-empty-changeset ${*:+--parameter-overrides "$@"}
 }
 
@@ -108,7 +108,8 @@ case ${1:-} in
       O_LAYER_ARN=$(output "$LAYER_STACK" LayerArn) || refuse "the stack $LAYER_STACK does not say where the layer is: make layer, or set O_LAYER_ARN"
     fi
     need O_LAYER_ARN
-    mapfile -t parameters < <(pairs LayerArn O_LAYER_ARN Architecture ARCH StageName P_API_STAGE Memory P_FN_MEMORY \
+    parameters=()
+    while IFS= read -r pair; do parameters+=("$pair"); done < <(pairs LayerArn O_LAYER_ARN Architecture ARCH StageName P_API_STAGE Memory P_FN_MEMORY \
       Timeout P_FN_TIMEOUT TenantIsolation P_TENANT_ISOLATION Authorization P_AUTHORIZATION UserPoolArn P_USER_POOL_ARN \
       ReservedConcurrency P_CONCURRENCY ArtefactBucket P_ARTEFACT_BUCKET VpcId P_VPC_ID SubnetIds P_SUBNET_IDS \
       AlarmTopicArn P_ALARM_TOPIC_ARN ApiLogsRole P_API_LOGS_ROLE LogRetentionDays P_LOG_RETENTION_DAYS)

@@ -46,9 +46,9 @@ pub struct EngineSettings {
     /// Warm processes kept ready for each stage of the stack.
     #[arg(long, env = "SPARE_KERNELS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
     spare_kernels: u32,
-    /// Seconds a call may take when it names no timeout.
-    #[arg(long, env = "DEFAULT_TIMEOUT", default_value_t = DEFAULT_TIMEOUT_SECONDS)]
-    default_timeout: f64,
+    /// Seconds a call may take when it names no timeout; 30, or the longest timeout where that is less, when not set.
+    #[arg(long, env = "DEFAULT_TIMEOUT")]
+    default_timeout: Option<f64>,
     /// The longest timeout a call may ask for, in seconds.
     #[arg(long, env = "MAX_TIMEOUT", default_value_t = MAX_TIMEOUT_SECONDS)]
     max_timeout: f64,
@@ -158,12 +158,10 @@ impl EngineSettings {
         if self.max_memory_mb < MIN_MEMORY_MB {
             return Err(format!("MAX_MEMORY_MB: must be at least {MIN_MEMORY_MB}, not {}", self.max_memory_mb));
         }
-        let timeout = seconds("DEFAULT_TIMEOUT", self.default_timeout)?;
+        let default_timeout = self.default_timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS.min(self.max_timeout));
+        let timeout = seconds("DEFAULT_TIMEOUT", default_timeout)?;
         if timeout > self.max_timeout()? {
-            return Err(format!(
-                "DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {}",
-                self.max_timeout, self.default_timeout
-            ));
+            return Err(format!("DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {default_timeout}", self.max_timeout));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(EngineConfig {
@@ -261,6 +259,8 @@ fn code(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
 
     fn repository_file(name: &str) -> String {
@@ -276,5 +276,20 @@ mod tests {
     #[test]
     fn the_readme_table_is_current() {
         assert!(repository_file("README.md").contains(&reference("markdown").expect("a format")), "run `make settings`");
+    }
+
+    /// The template gives a function's timeout as `MAX_TIMEOUT`, and that may be 15 seconds.
+    #[test]
+    fn a_short_longest_timeout_is_the_default_one_too() {
+        let config = |arguments: &[&str]| {
+            let arguments = [&["settings"], arguments].concat();
+            let matches = EngineSettings::augment_args(Command::new("settings")).try_get_matches_from(arguments);
+            let settings = EngineSettings::from_arg_matches(&matches.expect("arguments")).expect("settings");
+            settings.config().map(|config| config.limits.timeout.as_secs_f64())
+        };
+        assert_eq!(config(&["--max-timeout", "15"]), Ok(15.0));
+        assert_eq!(config(&["--max-timeout", "300"]), Ok(30.0));
+        let refused = config(&["--max-timeout", "15", "--default-timeout", "20"]);
+        assert_eq!(refused, Err("DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT (15), not 20".to_owned()));
     }
 }

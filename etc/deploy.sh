@@ -99,7 +99,7 @@ case ${1:-} in
     need APIGW_STACK P_API_STAGE
     between P_FN_MEMORY 128 10240
     between P_FN_TIMEOUT 15 900
-    between P_CONCURRENCY 1 10000
+    between P_CONCURRENCY 0 10000
     one_of P_TENANT_ISOLATION PER_TENANT NONE
     one_of P_AUTHORIZATION ApiKey IAM Cognito
     one_of P_API_LOGS_ROLE create existing

@@ -15,7 +15,7 @@ import harness_namespaces as namespaces
 _NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
 _PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
 _AF_UNIX = 1
-_BEYOND_THE_MACHINE = ("192.0.2.1", 53)  # RFC 5737: an address that belongs to nobody
+_BEYOND_THE_MACHINE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # RFC 5737, 3849: nobody's
 
 
 class Cage:
@@ -96,12 +96,14 @@ class Cage:
 
 def _network_is_reachable():
     """Whether there is a way out; a datagram socket asks the routing table and sends nothing."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(_BEYOND_THE_MACHINE)
-    except OSError:
-        return False
-    return True
+    for family, address in _BEYOND_THE_MACHINE.items():
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((address, 53))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _become(uid, paths):

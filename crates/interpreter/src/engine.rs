@@ -125,14 +125,14 @@ pub struct StageStatus {
 
 /// The engine. Dropping it ends every process it started.
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     /// Closed when the thread that keeps the zygotes has ended.
     keeper: Mutex<mpsc::Receiver<()>>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     config: EngineConfig,
-    tree: PythonTree,
+    pub(crate) tree: PythonTree,
     protection: Protection,
     isolation: Isolation,
     cgroup_refused: RwLock<i32>,
@@ -142,10 +142,12 @@ struct Inner {
     family: RwLock<Option<Arc<Family>>>,
     zygote: Mutex<Option<Pidfd>>,
     generation: watch::Sender<u64>,
-    pools: Pools,
+    pub(crate) pools: Pools,
     permits: Semaphore,
     queued: AtomicUsize,
-    next_id: AtomicU64,
+    pub(crate) next_id: AtomicU64,
+    /// Changes when kernels that are on their way must not be used any more.
+    pub(crate) epoch: AtomicU64,
     stopping: AtomicBool,
     users: Arc<KernelUsers>,
     user_threads: AtomicU32,
@@ -190,6 +192,7 @@ impl Engine {
             permits: Semaphore::new(config.max_concurrency),
             queued: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
+            epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             users: Arc::default(),
             user_threads: AtomicU32::new(0),
@@ -220,6 +223,9 @@ impl Engine {
     /// the run.
     pub async fn run(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
         let inner = &self.inner;
+        let patience = request.deadline.map_or(KERNEL_PATIENCE, |deadline| {
+            KERNEL_PATIENCE.min(deadline.saturating_duration_since(std::time::Instant::now()))
+        });
         let Some(_permit) = inner.permit().await else {
             return Outcome::refused(
                 ErrorCode::Busy,
@@ -227,7 +233,7 @@ impl Engine {
             );
         };
         let stage = stage::stage_for(&request.code).min(inner.pools.len() - 1);
-        let taken = tokio::time::timeout(KERNEL_PATIENCE, inner.pools[stage].take(|| Inner::refill(inner, stage))).await;
+        let taken = tokio::time::timeout(patience, inner.pools[stage].take(|| Inner::refill(inner, stage))).await;
         let Ok(kernel) = taken else {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
         };
@@ -401,7 +407,9 @@ impl Inner {
             let weak = Arc::downgrade(inner);
             tokio::spawn(async move {
                 while let Some(inner) = weak.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
+                    let epoch = inner.epoch.load(Ordering::Acquire);
                     match inner.start_kernel(stage).await {
+                        Ok(kernel) if inner.epoch.load(Ordering::Acquire) != epoch => drop(kernel),
                         Ok(kernel) => return inner.pools[stage].arrived(kernel),
                         // The zygotes end with the engine: no news.
                         Err(_) if inner.stopping.load(Ordering::Relaxed) => return,

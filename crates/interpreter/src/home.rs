@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -84,12 +84,11 @@ impl Home {
     pub(crate) fn disk_usage(&self, limit: u64) -> u64 {
         let (mut bytes, mut files, mut directories) = (0, 0, vec![self.directory.clone()]);
         while let Some(directory) = directories.pop() {
-            let Ok(entries) = std::fs::read_dir(&directory) else {
-                // It may have gone meanwhile.
-                if directory.exists() {
-                    return u64::MAX;
-                }
-                continue;
+            let entries = match std::fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                // It has gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => return u64::MAX,
             };
             for entry in entries.flatten() {
                 let Ok(metadata) = entry.metadata() else { continue };
@@ -117,13 +116,7 @@ impl Drop for Home {
         if let Some(id) = self.user() {
             clear_shared_memory(id);
         }
-        if std::fs::remove_dir_all(&self.directory).is_ok() {
-            return;
-        }
-        open_for_removal(&self.directory);
-        if let Err(error) = std::fs::remove_dir_all(&self.directory)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = sandbox::remove(&self.directory) {
             tracing::warn!(directory = %self.directory.display(), %error, "a kernel's directory could not be removed");
         }
     }
@@ -134,25 +127,17 @@ fn clear_shared_memory(user: u32) {
     for entry in std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten() {
         if entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
             let path = entry.path();
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            if let Err(error) = removed {
+            if let Err(error) = sandbox::remove(&path) {
                 tracing::warn!(path = %path.display(), %error, "shared memory could not be removed");
             }
         }
     }
 }
 
-fn open_for_removal(directory: &Path) {
-    let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_for_removal(&entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -228,6 +228,7 @@ impl Kernel {
         let limits = request.limits;
         let started = Instant::now();
         let deadline = started + limits.timeout;
+        let deadline = request.deadline.map_or(deadline, |latest| deadline.min(latest.into()));
         let mut collected = Collected {
             stdout: Captured::new(limits.output_cap_bytes),
             stderr: Captured::new(limits.output_cap_bytes),

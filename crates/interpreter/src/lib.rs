@@ -12,6 +12,7 @@ mod home;
 mod isolation;
 mod kernel;
 mod pool;
+mod purge;
 mod stage;
 mod tree;
 mod zygote;

@@ -16,7 +16,7 @@ use http::{HeaderValue, Request, Uri};
 use http_body_util::BodyExt;
 use lambda_http::RequestExt;
 use lambda_http::request::RequestContext;
-use server::Invocation;
+use server::{Interpreter, Invocation};
 use tower::ServiceExt;
 use tracing::Instrument;
 
@@ -30,13 +30,14 @@ const LONGEST: Duration = Duration::from_secs(900);
 /// The service behind the function's door.
 pub(crate) struct Door {
     router: Router,
+    interpreter: Arc<Interpreter>,
     lock: Option<Arc<Lock>>,
     workspace: Option<Arc<Workspace>>,
 }
 
 impl Door {
-    pub(crate) fn new(router: Router, lock: Option<Lock>, workspace: Option<Workspace>) -> Self {
-        Self { router, lock: lock.map(Arc::new), workspace: workspace.map(Arc::new) }
+    pub(crate) fn new(router: Router, interpreter: Arc<Interpreter>, lock: Option<Lock>, workspace: Option<Workspace>) -> Self {
+        Self { router, interpreter, lock: lock.map(Arc::new), workspace: workspace.map(Arc::new) }
     }
 
     /// Answers with a response that is open before user code runs.
@@ -46,17 +47,20 @@ impl Door {
         let events = server::accepts_events(request.headers());
         let mut call = Box::pin(self.router.clone().oneshot(request).instrument(span));
         let response = tokio::select! {
+            // A stream of events may open by itself.
+            biased;
             response = &mut call => Some(respond(response)),
-            // A stream of events opens by itself; a plain answer would only come after the run.
-            () = guard.wanted(), if !events => None,
+            // Else the response would only come after the run, which waits for it to be open.
+            () = guard.wanted() => None,
         };
         if let Some(response) = response {
             let (parts, body) = response.into_parts();
             return Response::from_parts(parts, opening(guard, async { body }));
         }
         // What could be refused has been by now: the answer is a result, whatever it says.
+        let content_type = if events { "text/event-stream" } else { "application/json" };
         let mut response = Response::new(opening(guard, async { respond(call.await).into_body() }));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         response
     }
 
@@ -79,7 +83,7 @@ impl Door {
             // The connection that brought this request takes the response.
             lock.send_at_once();
         }
-        let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone()));
+        let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone(), self.interpreter.clone()));
         let deadline = Instant::now() + request.lambda_context_ref().map_or(LONGEST, |context| time_left(context.deadline));
         let path = path_without_stage(&request);
         let (mut parts, body) = request.into_parts();

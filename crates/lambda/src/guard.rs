@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use server::{Boxed, Guard};
+use server::{Boxed, Guard, Interpreter};
 use tokio::sync::watch;
 
 use crate::lock::Lock;
 use crate::workspace::Workspace;
 
 /// The guard of one invocation.
-#[derive(Debug)]
 pub(crate) struct InvocationGuard {
     lock: Option<Arc<Lock>>,
     workspace: Option<Arc<Workspace>>,
+    interpreter: Arc<Interpreter>,
     /// User code is about to run.
     wanted: watch::Sender<bool>,
     /// The runtime has begun to send the response.
@@ -20,8 +20,8 @@ pub(crate) struct InvocationGuard {
 }
 
 impl InvocationGuard {
-    pub(crate) fn new(lock: Option<Arc<Lock>>, workspace: Option<Arc<Workspace>>) -> Self {
-        Self { lock, workspace, wanted: watch::Sender::new(false), opened: watch::Sender::new(false) }
+    pub(crate) fn new(lock: Option<Arc<Lock>>, workspace: Option<Arc<Workspace>>, interpreter: Arc<Interpreter>) -> Self {
+        Self { lock, workspace, interpreter, wanted: watch::Sender::new(false), opened: watch::Sender::new(false) }
     }
 
     /// Comes back when user code waits for the response to be opened.
@@ -48,11 +48,18 @@ impl Guard for InvocationGuard {
     fn after_code(&self) -> Boxed<'_, ()> {
         Box::pin(async {
             let Some(workspace) = self.workspace.clone() else { return };
-            match tokio::task::spawn_blocking(move || workspace.wipe()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "something of the code is left in the temporary directory"),
-                Err(error) => tracing::error!(%error, "the temporary directory was not wiped"),
+            let purged = self.interpreter.engine().purge().await;
+            let wiped = tokio::task::spawn_blocking(move || workspace.wipe()).await.unwrap_or_else(|error| Err(error.into()));
+            if let Err(error) = purged.and(wiped) {
+                end_environment(&error);
             }
         })
     }
+}
+
+/// Something of the code is left, or the engine is harmed: the next call gets a new environment.
+#[expect(clippy::exit, reason = "Lambda replaces a function that has ended")]
+fn end_environment(error: &std::io::Error) {
+    tracing::error!(%error, "something of the code is left, or the engine is harmed: this environment ends");
+    std::process::exit(1);
 }

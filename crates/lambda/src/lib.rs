@@ -12,6 +12,7 @@ mod workspace;
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use lambda_http::{Error, service_fn};
@@ -22,6 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::door::Door;
 use crate::lock::Lock;
 use crate::workspace::Workspace;
+
+/// How long the end may take: Lambda gives half a second, and then kills.
+const END_PATIENCE: Duration = Duration::from_millis(400);
 
 /// All settings come from the environment.
 #[derive(Debug, Parser)]
@@ -50,7 +54,8 @@ pub fn main() -> ExitCode {
     }
     let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::from).and_then(|runtime| {
         let result = runtime.block_on(serve());
-        runtime.shutdown_background();
+        // Kernels that are just being started end with their tasks, and the engine's directory with the last of them.
+        runtime.shutdown_timeout(END_PATIENCE);
         result
     });
     match result {
@@ -89,7 +94,7 @@ fn door(settings: &Settings, interpreter: &Arc<Interpreter>) -> Result<Arc<Door>
     options.allowed_hosts = vec!["*".to_owned()];
     let lock = settings.lambda.response_streaming.then(Lock::from_environment).transpose()?;
     let workspace = Workspace::of_function(interpreter.engine().state_dir());
-    Ok(Arc::new(Door::new(server::router(interpreter, &options), lock, workspace)))
+    Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace)))
 }
 
 async fn answer<F, R>(door: Arc<Door>, request: lambda_http::Request, how: F) -> Result<R, Infallible>

@@ -14,7 +14,7 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// None where wiping could hit somebody else's files: outside of a function, or as root.
+    /// `keep`: the engine's directory. None where wiping could hit somebody else's files: outside of a function, or as root.
     pub(crate) fn of_function(keep: &Path) -> Option<Self> {
         let in_function = std::env::var_os("LAMBDA_TASK_ROOT").is_some() && !sandbox::is_root();
         in_function.then(|| Self { root: std::env::temp_dir(), keep: keep.to_owned(), user: sandbox::user_id() })
@@ -30,31 +30,11 @@ impl Workspace {
             }
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.uid() == self.user {
-                let removed = if metadata.is_dir() { remove_tree(&path) } else { std::fs::remove_file(&path) };
-                result = result.and(removed);
+                result = result.and(sandbox::remove(&path));
             }
         }
         result
     }
-}
-
-/// Also what the code has closed to itself.
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if std::fs::remove_dir_all(directory).is_ok() {
-        return Ok(());
-    }
-    let mut closed = vec![directory.to_owned()];
-    while let Some(directory) = closed.pop() {
-        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
-        for entry in std::fs::read_dir(&directory)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                closed.push(entry.path());
-            }
-        }
-    }
-    std::fs::remove_dir_all(directory)
 }
 
 #[cfg(test)]

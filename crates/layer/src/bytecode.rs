@@ -42,9 +42,9 @@ fn failed(why: &str) -> BuildError {
 
 fn compile_share(share: &[PathBuf], tree: &Path, final_place: &Path, python: &Path) -> Result<(), BuildError> {
     let mut command = Command::new(python);
-    command.args(["-I", "-S", "-B", "-c", "import sys, compileall; sys.exit(0 * compileall.main())"]);
+    command.args(["-P", "-s", "-S", "-B", "-c", "import sys, compileall; sys.exit(0 * compileall.main())"]);
     command.args(["-q", "-q", "-b", "-o", OPTIMISATION, "-j", "1", "--invalidation-mode", "unchecked-hash", "-s"]);
-    command.arg(tree).arg("-p").arg(final_place).args(share).env("PYTHONHASHSEED", "0");
+    command.arg(tree).arg("-p").arg(final_place).args(share).env_clear().env("PYTHONHASHSEED", "0");
     run("compiling bytecode", &mut command).map(drop)
 }
 

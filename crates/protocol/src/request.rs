@@ -1,6 +1,6 @@
 //! What can be asked, and the one text for each way of asking wrongly.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,8 @@ pub struct CellRequest {
     pub input_data: Option<Map<String, Value>>,
     /// What bounds the run.
     pub limits: Limits,
+    /// When the run must have ended, however long it has waited for a kernel.
+    pub deadline: Option<Instant>,
     /// What the code may say.
     pub policy: Policy,
 }
@@ -123,7 +125,7 @@ impl CellRequest {
                 "is not an argument of execute_python; it takes code, timeout, input_data and policy",
             ));
         }
-        Ok(Self { code, input_data, limits, policy })
+        Ok(Self { code, input_data, limits, deadline: None, policy })
     }
 }
 

@@ -10,6 +10,7 @@ mod kill;
 mod landlock;
 mod nagle;
 mod proc;
+mod removal;
 mod seccomp;
 mod spawn;
 mod supervisor;
@@ -23,6 +24,7 @@ pub use descriptors::{
 pub use kill::{KernelProcess, Reaper};
 pub use nagle::send_at_once;
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
+pub use removal::remove;
 pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};

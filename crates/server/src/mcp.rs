@@ -151,7 +151,7 @@ impl McpServer {
             tracing::error!(reason, "user code was not run");
             return Outcome::refused(ErrorCode::Internal, reason);
         }
-        request.limits.timeout = request.limits.timeout.min(invocation.time_left());
+        request.deadline = Some(invocation.latest_end());
         let outcome = self.0.execute(request, on_output).await;
         invocation.guard.after_code().await;
         outcome

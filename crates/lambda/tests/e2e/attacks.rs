@@ -81,18 +81,43 @@ fn the_function_can_not_be_read_by_its_own_user() {
 fn nothing_is_left_for_the_next_caller() {
     let function = with_network();
     let leave = "import os, tempfile, time\n\
-                 root = os.path.dirname(os.path.dirname(os.environ['TMPDIR']))\n\
-                 open(root + '/left', 'w').write('x'); os.makedirs(root + '/deep/er'); os.chmod(root + '/deep', 0)\n\
+                 engine = os.path.dirname(os.environ['TMPDIR']); root = os.path.dirname(engine)\n\
+                 for place in (root, engine, engine + '/matplotlib'): open(place + '/left', 'w').write('x')\n\
+                 for home in os.listdir(engine):\n    \
+                     if home[0] == 'k': open(f'{engine}/{home}/utils.py', 'w').write('left = True')\n\
+                 os.makedirs(root + '/deep/er'); os.chmod(root + '/deep', 0)\n\
                  if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(600)\n    os._exit(0)\n\
-                 print(os.path.exists(root + '/left'))";
-    let result = function.run(leave);
-    assert_eq!(result["stdout"], "True\n", "{result:#}");
-    let look = "import os\nroot = os.path.dirname(os.path.dirname(os.environ['TMPDIR']))\n\
-                print([name for name in os.listdir(root) if not name.startswith('code-interpreter-')])";
-    assert_eq!(function.run(look)["stdout"], "[]\n");
-    let left = std::fs::read_dir(function.temporary.path()).unwrap().flatten().map(|entry| entry.file_name());
-    let left = left.filter(|name| !name.to_string_lossy().starts_with("code-interpreter-")).collect::<Vec<_>>();
-    assert!(left.is_empty(), "{left:?}");
+                 print(os.path.exists(engine + '/left'))";
+    let look = "import os\nengine = os.path.dirname(os.environ['TMPDIR']); root = os.path.dirname(engine)\n\
+                try: import utils\nexcept ImportError: pass\nelse: print('OPEN utils')\n\
+                found = [os.path.join(place, name) for place, _, names in os.walk(root) for name in names]\n\
+                print([name for name in found if 'fontlist' not in name])";
+    for _ in 0..3 {
+        let result = function.run(leave);
+        assert_eq!(result["stdout"], "True\n", "{result:#}");
+        let left = std::fs::read_dir(function.temporary.path()).unwrap().flatten().map(|entry| entry.file_name());
+        let left = left.filter(|name| !name.to_string_lossy().starts_with("code-interpreter-")).collect::<Vec<_>>();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(function.run(look)["stdout"], "[]\n");
+    }
+}
+
+#[test]
+fn an_engine_whose_directory_was_harmed_serves_the_next_call() {
+    let function = Function::start();
+    let engine = "import os, shutil\nengine = os.path.dirname(os.environ['TMPDIR'])\n";
+    for harm in [
+        "shutil.rmtree(engine, ignore_errors=True)",
+        "os.chmod(engine, 0)",
+        "os.rename(engine, engine + '-away')",
+        "shutil.rmtree(engine, ignore_errors=True); open(engine, 'w')",
+        "for number in range(1, 60): os.makedirs(f'{engine}/k{number}/x', exist_ok=True)",
+    ] {
+        function.run(&format!("{engine}{harm}"));
+        for _ in 0..2 {
+            assert_eq!(function.run("import os\nopen('a', 'w').write('a')\n2 + 3")["result"], "5", "{harm}");
+        }
+    }
 }
 
 #[test]

@@ -39,6 +39,26 @@ fn a_client_that_takes_no_events_is_answered_in_plain_json() {
     assert_eq!(message(&text)["error"]["data"]["field"], "code", "{text}");
 }
 
+/// Such a request is answered when its run has ended, also as events: the run waited for the response to open.
+#[test]
+fn clients_of_the_newest_protocol_are_answered() {
+    let function = Function::start();
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}});
+    let params = json!({"name": "execute_python", "arguments": {"code": "2 + 3"}, "_meta": meta});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
+    for accept in ["application/json, text/event-stream", "application/json"] {
+        let headers = [
+            ("accept", accept),
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "execute_python"),
+        ];
+        let (status, content_type, text) = function.post("/lambda/mcp/", &headers, &body);
+        assert_eq!((status, accept.ends_with(&content_type)), (200, true), "{content_type} {text}");
+        assert_eq!(message(&text)["result"]["structuredContent"]["result"], "5", "{text}");
+    }
+}
+
 #[test]
 fn bodies_may_come_as_base64() {
     let function = Function::with(&[], &["--base64"]);
@@ -65,6 +85,11 @@ fn a_run_that_would_outlast_the_invocation_ends_as_timeout_with_its_output() {
     assert_eq!(result["error"]["code"], "timeout", "{result:#}");
     assert_eq!(result["stdout"], "kept\n", "{result:#}");
     assert_eq!(function.run("2 + 3")["result"], "5");
+    // Waiting for a kernel is part of the invocation's time.
+    let cold = Function::with(&[("PRELOAD", "all")], &["--timeout", "5"]);
+    let result =
+        cold.run_with(&json!({"code": "import sklearn\nprint('kept', flush=True)\nwhile True: pass", "timeout": 60}), &[]);
+    assert!(["timeout", "internal"].contains(&result["error"]["code"].as_str().unwrap()), "{result:#}");
 }
 
 /// Whoever chooses a header must not choose the tenant.

@@ -1,0 +1,77 @@
+//! A clean start between two calls, where user code is of the server's own user and nothing keeps it out of the engine's
+//! directory: in a Lambda function.
+//!
+//! Rule: whatever existed while code ran may have been touched by it. Spare kernels end, and everything in the directory
+//! is made anew.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::engine::Engine;
+
+/// The end of a kernel that is removed meanwhile.
+const TRIES: u32 = 50;
+const BETWEEN_TRIES: Duration = Duration::from_millis(10);
+const MATPLOTLIB: &str = "matplotlib";
+
+impl Engine {
+    /// Ends all spare kernels and empties the engine's directory. Call it when no cell runs; kernels that are started from
+    /// here on are not touched.
+    ///
+    /// # Errors
+    /// When something can't be removed or made anew: then the engine can't promise a clean call any more.
+    pub async fn purge(&self) -> io::Result<()> {
+        let inner = &self.inner;
+        inner.epoch.fetch_add(1, Ordering::AcqRel);
+        let horizon = inner.next_id.load(Ordering::Acquire);
+        for pool in &inner.pools {
+            pool.clear();
+        }
+        let (root, prebuilt) = (self.state_dir().to_owned(), inner.tree.matplotlib());
+        let mut result = Ok(());
+        for _ in 0..TRIES {
+            let (root, prebuilt) = (root.clone(), prebuilt.clone());
+            let work = move || empty(&root, horizon).and_then(|()| configure_matplotlib(&root, &prebuilt));
+            result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+            if result.is_ok() {
+                break;
+            }
+            tokio::time::sleep(BETWEEN_TRIES).await;
+        }
+        result
+    }
+}
+
+/// Removes all but the directories of kernels from `horizon` on.
+fn empty(root: &Path, horizon: u64) -> io::Result<()> {
+    match root.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => std::fs::remove_file(root)?,
+        Err(_) => {}
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(root)?;
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(root, open)?;
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix('k')).and_then(|id| id.parse::<u64>().ok());
+        if id.is_none_or(|id| id < horizon) {
+            sandbox::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// What the zygotes' matplotlib reads its fonts from, as they have made it.
+fn configure_matplotlib(root: &Path, prebuilt: &Path) -> io::Result<()> {
+    let directory = root.join(MATPLOTLIB);
+    std::fs::create_dir(&directory)?;
+    for entry in std::fs::read_dir(prebuilt).into_iter().flatten().flatten() {
+        symlink(entry.path(), directory.join(entry.file_name()))?;
+    }
+    Ok(())
+}

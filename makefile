@@ -75,7 +75,7 @@ layer.test.arm64: ## Use every package of the arm64 layer under qemu-user
 
 layer.native: function-native $(UV)
 	@cargo build --quiet -p layer
-	@UV=$(UV) target/debug/build-layer layer --arch $(NATIVE_ARCH) --bootstrap build/function/bootstrap
+	@UV=$(UV) target/debug/build-layer layer --arch $(NATIVE_ARCH) --bootstrap build/function-native/bootstrap
 
 bootstrap: aws $(UV) ## Build the function's program for ARCH
 	@echo "building the function for $(ARCH) (the first time takes minutes)"
@@ -89,8 +89,8 @@ bootstrap: aws $(UV) ## Build the function's program for ARCH
 function-native:
 	@echo "building the function for this machine (the first time takes minutes)"
 	cargo build --profile lambda -p lambda --bin bootstrap
-	@mkdir -p build/function
-	@cp target/lambda/bootstrap build/function/bootstrap
+	@mkdir -p build/function-native
+	@cp target/lambda/bootstrap build/function-native/bootstrap
 
 aws: $(AWS_TOOLS)/bin/sam
 

@@ -47,10 +47,10 @@ one_of() { # name words...
 
 account() { need PROFILE BUCKET REGION; }
 
-# Name=value of each that is set: `pairs Parameter VARIABLE ...`
+# Name=value of each: `pairs Parameter VARIABLE ...`. An empty one is given as empty: a stack keeps what it is not given.
 pairs() {
   while [ $# -gt 0 ]; do
-    [ -z "${!2:-}" ] || printf '%s=%s\n' "$1" "${!2}"
+    printf '%s=%s\n' "$1" "${!2:-\"\"}"
     shift 2
   done
 }
@@ -74,32 +74,49 @@ output() { # stack key
 }
 
 one_of ARCH arm64 x86_64
+ARCH=${ARCH:-arm64}
 case ${1:-} in
   check)
     account
     ;;
   layer.package)
     account
-    [ -f "build/layer-${ARCH:-arm64}.zip" ] || refuse "build/layer-${ARCH:-arm64}.zip is not there: make layer.build"
-    cp -f "build/layer-${ARCH:-arm64}.zip" build/layer.zip
+    [ -f "build/layer-$ARCH.zip" ] || refuse "build/layer-$ARCH.zip is not there: make layer.build"
+    cp -f "build/layer-$ARCH.zip" build/layer.zip
     package layer
     ;;
   layer.deploy)
     account
     need LAYER_STACK
-    deploy layer "$LAYER_STACK" "Architecture=${ARCH:-arm64}"
+    deploy layer "$LAYER_STACK" "Architecture=$ARCH"
     echo "the layer is $(output "$LAYER_STACK" LayerArn)"
     ;;
   apigw.package)
     account
+    [ -f build/function/bootstrap ] || refuse "build/function/bootstrap is not there: make bootstrap"
+    # The processor an ELF file is for, as its header says it.
+    case $(od -An -tx1 -j18 -N1 build/function/bootstrap | tr -d ' ') in
+      b7) built=arm64 ;;
+      *) built=x86_64 ;;
+    esac
+    [ "$built" = "$ARCH" ] || refuse "build/function/bootstrap is for $built, and ARCH is $ARCH: make apigw ARCH=$ARCH"
     package template
     ;;
   apigw.deploy)
     account
-    need APIGW_STACK P_API_STAGE
+    need APIGW_STACK P_API_STAGE P_FN_MEMORY P_FN_TIMEOUT P_CODE_MEMORY P_PRELOAD P_POLICY P_RESPONSE_STREAMING \
+      P_TENANT_ISOLATION P_AUTHORIZATION P_CONCURRENCY P_RATE_LIMIT P_DAILY_QUOTA P_API_LOGS_ROLE P_LOG_RETENTION_DAYS
+    [ -z "${P_VPC_ID:-}" ] || need P_SUBNET_IDS
+    [ "$P_AUTHORIZATION" != Cognito ] || need P_USER_POOL_ARN
     between P_FN_MEMORY 128 10240
     between P_FN_TIMEOUT 15 900
     between P_CONCURRENCY 0 10000
+    between P_CODE_MEMORY 64 10240
+    between P_RATE_LIMIT 1 10000
+    between P_DAILY_QUOTA 1 100000000
+    one_of P_PRELOAD core data plot all
+    one_of P_POLICY open restricted
+    one_of P_RESPONSE_STREAMING true false
     one_of P_TENANT_ISOLATION PER_TENANT NONE
     one_of P_AUTHORIZATION ApiKey IAM Cognito
     one_of P_API_LOGS_ROLE create existing
@@ -109,10 +126,12 @@ case ${1:-} in
     fi
     need O_LAYER_ARN
     parameters=()
-    while IFS= read -r pair; do parameters+=("$pair"); done < <(pairs LayerArn O_LAYER_ARN Architecture ARCH StageName P_API_STAGE Memory P_FN_MEMORY \
-      Timeout P_FN_TIMEOUT TenantIsolation P_TENANT_ISOLATION Authorization P_AUTHORIZATION UserPoolArn P_USER_POOL_ARN \
-      ReservedConcurrency P_CONCURRENCY ArtefactBucket P_ARTEFACT_BUCKET VpcId P_VPC_ID SubnetIds P_SUBNET_IDS \
-      AlarmTopicArn P_ALARM_TOPIC_ARN ApiLogsRole P_API_LOGS_ROLE LogRetentionDays P_LOG_RETENTION_DAYS)
+    while IFS= read -r pair; do parameters+=("$pair"); done < <(pairs LayerArn O_LAYER_ARN Architecture ARCH \
+      StageName P_API_STAGE Memory P_FN_MEMORY Timeout P_FN_TIMEOUT CodeMemory P_CODE_MEMORY Preload P_PRELOAD Policy P_POLICY \
+      ResponseStreaming P_RESPONSE_STREAMING TenantIsolation P_TENANT_ISOLATION Authorization P_AUTHORIZATION \
+      UserPoolArn P_USER_POOL_ARN ReservedConcurrency P_CONCURRENCY RateLimit P_RATE_LIMIT DailyQuota P_DAILY_QUOTA \
+      ArtefactBucket P_ARTEFACT_BUCKET VpcId P_VPC_ID SubnetIds P_SUBNET_IDS AlarmTopicArn P_ALARM_TOPIC_ARN \
+      ApiLogsRole P_API_LOGS_ROLE LogRetentionDays P_LOG_RETENTION_DAYS)
     deploy template "$APIGW_STACK" "${parameters[@]}"
     url=$(output "$APIGW_STACK" Url)
     echo "it is at $url/lambda/mcp/"

@@ -23,7 +23,7 @@ log=$temporary.log
 touch "$log"
 
 export PYTHON_TREE=$opt/code-interpreter TMPDIR=$temporary MAX_MEMORY_MB=1024
-programs=(build/function/bootstrap target/debug/lambda_jail target/debug/examples/local_gateway "$emulator")
+programs=(build/function-native/bootstrap target/debug/lambda_jail target/debug/examples/local_gateway "$emulator")
 become=()
 if [ "$(id -u)" = 0 ]; then
   # As in a function: an ordinary user, who may not reach this folder.

@@ -66,6 +66,13 @@ assert "<table" in frame.head(2).style.to_html() + frame.head(2).to_html()
 assert zoneinfo.ZoneInfo("Asia/Tokyo").utcoffset(datetime.datetime(2026, 1, 1)) == datetime.timedelta(hours=9)
 assert list(csv.reader(io.StringIO("a,b"))) == [["a", "b"]]
 
+try:  # made of assertions, which libraries otherwise lose
+    pd.testing.assert_frame_equal(frame, frame.set_flags(allows_duplicate_labels=False))
+except AssertionError:
+    pass
+else:
+    raise RuntimeError("pandas.testing does not check any more")
+
 # Pictures.
 figure, axes = plt.subplots()
 sns.scatterplot(data=frame, x="value", y="value", ax=axes).set_title("grüße $x^2$")

@@ -25,6 +25,7 @@ class Cage:
         self._programs = [bytes.fromhex(program) for program in config["seccomp"]["all"]]
         self._own_signals, self._own_pid = config["seccomp"]["own_signals"], config["seccomp"]["own_pid"]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
+        self._landlock_scopes_signals = config["landlock_scopes_signals"]
         self._shared_memory_rights = config["shared_memory_rights"]
         self.held = {}
 
@@ -42,7 +43,8 @@ class Cage:
         self._hold("no_capabilities", linux.drop_capabilities())
         if ruleset is not None:
             self._hold("landlock", linux.restrict_to_ruleset(ruleset))
-        if self._own_signals and not own_user and not namespaces.in_use():
+        scoped = self._landlock_scopes_signals and self.held.get("landlock") == 0
+        if self._own_signals and not (own_user or scoped or namespaces.in_use()):
             self._hold("seccomp", linux.install_seccomp([self._own_signals_program()]))
         if not (self._network and self._subprocess):
             sys.addaudithook(self._explain)

@@ -463,6 +463,10 @@ impl Inner {
         }
         let held = self.held(held);
         if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
+            // It may have been refused for a moment only: the next family tries again.
+            if let Some(zygote) = &*self.zygote.lock().unwrap_or_else(PoisonError::into_inner) {
+                zygote.kill();
+            }
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);

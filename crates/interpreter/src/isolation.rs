@@ -78,9 +78,6 @@ impl Isolation {
         let readable = [tree.root().to_path_buf(), matplotlib];
         let landlock =
             if is_off("landlock") { Err(io::Error::from_raw_os_error(ENOSYS)) } else { Landlock::new(allowed, &readable) };
-        if landlock.as_ref().is_ok_and(Landlock::scopes_signals) {
-            seccomp.own_signals = None;
-        }
         Self { allowed, disabled, seccomp, landlock }
     }
 

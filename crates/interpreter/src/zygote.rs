@@ -239,6 +239,7 @@ impl Family {
                 "namespaces": config.isolation.is_on("namespaces"),
                 "seccomp": config.isolation.seccomp,
                 "shared_memory_rights": config.isolation.landlock.as_ref().map_or(0, Landlock::shared_memory_rights),
+                "landlock_scopes_signals": config.isolation.landlock.as_ref().is_ok_and(Landlock::scopes_signals),
                 "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
                 "allow_network": config.isolation.allowed.network,
                 "allow_subprocess": config.isolation.allowed.subprocess,

@@ -38,6 +38,12 @@ impl InvocationGuard {
 impl Guard for InvocationGuard {
     fn before_code(&self) -> Boxed<'_, Result<(), String>> {
         Box::pin(async {
+            if let Some(workspace) = &self.workspace
+                && workspace.code_may_have_run()
+            {
+                // The run before this one was given up, and what comes after a run did not come.
+                self.clean(workspace).await;
+            }
             let Some(lock) = &self.lock else { return Ok(()) };
             self.wanted.send_replace(true);
             let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
@@ -47,13 +53,21 @@ impl Guard for InvocationGuard {
 
     fn after_code(&self) -> Boxed<'_, ()> {
         Box::pin(async {
-            let Some(workspace) = self.workspace.clone() else { return };
-            let purged = self.interpreter.engine().purge().await;
-            let wiped = tokio::task::spawn_blocking(move || workspace.wipe()).await.unwrap_or_else(|error| Err(error.into()));
-            if let Err(error) = purged.and(wiped) {
-                end_environment(&error);
+            if let Some(workspace) = &self.workspace {
+                self.clean(workspace).await;
             }
         })
+    }
+}
+
+impl InvocationGuard {
+    async fn clean(&self, workspace: &Arc<Workspace>) {
+        let purged = self.interpreter.engine().purge().await;
+        let wiping = workspace.clone();
+        let wiped = tokio::task::spawn_blocking(move || wiping.wipe()).await.unwrap_or_else(|error| Err(error.into()));
+        if let Err(error) = purged.and(wiped) {
+            end_environment(&error);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is wiped after each call, and what of it stays.
 #[derive(Debug)]
@@ -11,13 +12,25 @@ pub(crate) struct Workspace {
     /// The engine's own.
     keep: PathBuf,
     user: u32,
+    /// Since it was last clean.
+    code_ran: AtomicBool,
 }
 
 impl Workspace {
     /// `keep`: the engine's directory. None where wiping could hit somebody else's files: outside of a function, or as root.
     pub(crate) fn of_function(keep: &Path) -> Option<Self> {
         let in_function = std::env::var_os("LAMBDA_TASK_ROOT").is_some() && !sandbox::is_root();
-        in_function.then(|| Self { root: std::env::temp_dir(), keep: keep.to_owned(), user: sandbox::user_id() })
+        in_function.then(|| Self {
+            root: std::env::temp_dir(),
+            keep: keep.to_owned(),
+            user: sandbox::user_id(),
+            code_ran: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether code has run since it was last clean; from here on it may have.
+    pub(crate) fn code_may_have_run(&self) -> bool {
+        self.code_ran.swap(true, Ordering::AcqRel)
     }
 
     /// Removes all that this user has left there. Blocks.
@@ -32,6 +45,9 @@ impl Workspace {
             if metadata.uid() == self.user {
                 result = result.and(sandbox::remove(&path));
             }
+        }
+        if result.is_ok() {
+            self.code_ran.store(false, Ordering::Release);
         }
         result
     }
@@ -57,11 +73,18 @@ mod tests {
         for directory in [closed.clone(), root.path().join("closed")] {
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o0)).expect("a closed directory");
         }
-        let workspace = Workspace { root: root.path().to_owned(), keep: keep.clone(), user: sandbox::user_id() };
+        let workspace = Workspace {
+            root: root.path().to_owned(),
+            keep: keep.clone(),
+            user: sandbox::user_id(),
+            code_ran: AtomicBool::new(false),
+        };
+        assert!(!workspace.code_may_have_run() && workspace.code_may_have_run());
         workspace.wipe().expect("all of it can be removed");
         let left = std::fs::read_dir(root.path()).expect("a directory").flatten().map(|entry| entry.path());
         assert_eq!(left.collect::<Vec<_>>(), std::slice::from_ref(&keep));
         assert!(keep.join("file").exists() && outside.path().exists(), "a link is removed, not what it points to");
+        assert!(!workspace.code_may_have_run(), "it is clean again");
         let other = Workspace { user: sandbox::user_id() + 1, ..workspace };
         std::fs::write(root.path().join("of-another-user"), "").expect("a file");
         other.wipe().expect("nothing to do");

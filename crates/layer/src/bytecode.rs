@@ -14,6 +14,9 @@ use crate::run::run;
 const SHARES: usize = 4;
 /// Without docstrings and assertions in libraries; user code is compiled as it is.
 const OPTIMISATION: &str = "2";
+/// What libraries offer for checking, which is made of assertions.
+const CHECKS: [&str; 5] =
+    ["site/numpy/testing", "site/pandas/_testing", "site/pandas/testing.py", "site/sklearn/utils", "site/matplotlib/testing"];
 
 /// Compiles everything below `tree` as if it was at `final_place`, and removes the sources.
 pub(crate) fn compile(tree: &Path, final_place: &Path, python: &Path) -> Result<(), BuildError> {
@@ -23,9 +26,14 @@ pub(crate) fn compile(tree: &Path, final_place: &Path, python: &Path) -> Result<
         shares[index % SHARES].push(folder);
     }
     std::thread::scope(|scope| {
-        let work = shares.iter().map(|share| scope.spawn(|| compile_share(share, tree, final_place, python))).collect::<Vec<_>>();
+        let work = shares
+            .iter()
+            .map(|share| scope.spawn(|| compile_share(share, OPTIMISATION, tree, final_place, python)))
+            .collect::<Vec<_>>();
         work.into_iter().try_for_each(|share| share.join().unwrap_or_else(|_| Err(failed("a share was given up"))))
     })?;
+    let checks = CHECKS.map(|part| tree.join(part)).into_iter().filter(|path| path.exists()).collect::<Vec<_>>();
+    compile_share(&checks, "0", tree, final_place, python)?;
     for entry in walk(tree)? {
         let compiled = entry.path.with_extension("pyc");
         if entry.is_file() && entry.path.extension().is_some_and(|extension| extension == "py") && compiled.exists() {
@@ -40,10 +48,16 @@ fn failed(why: &str) -> BuildError {
     BuildError::Command { what: "compiling bytecode".to_owned(), output: why.to_owned() }
 }
 
-fn compile_share(share: &[PathBuf], tree: &Path, final_place: &Path, python: &Path) -> Result<(), BuildError> {
+fn compile_share(
+    share: &[PathBuf],
+    optimisation: &str,
+    tree: &Path,
+    final_place: &Path,
+    python: &Path,
+) -> Result<(), BuildError> {
     let mut command = Command::new(python);
     command.args(["-P", "-s", "-S", "-B", "-c", "import sys, compileall; sys.exit(0 * compileall.main())"]);
-    command.args(["-q", "-q", "-b", "-o", OPTIMISATION, "-j", "1", "--invalidation-mode", "unchecked-hash", "-s"]);
+    command.args(["-q", "-q", "-f", "-b", "-o", optimisation, "-j", "1", "--invalidation-mode", "unchecked-hash", "-s"]);
     command.arg(tree).arg("-p").arg(final_place).args(share).env_clear().env("PYTHONHASHSEED", "0");
     run("compiling bytecode", &mut command).map(drop)
 }

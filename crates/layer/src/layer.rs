@@ -186,7 +186,7 @@ fn font_cache(layer: &Path, work: &Path, host: &Path, options: &LayerOptions) ->
             if let Some(fonts) = list[kind].as_array_mut() {
                 let there = |font: &Value| {
                     let name = font["fname"].as_str().unwrap_or("/");
-                    !name.starts_with('/') && !name.contains("pdfcorefonts")
+                    !name.starts_with('/')
                 };
                 fonts.retain(there);
                 fonts.sort_by_key(|font| font["fname"].as_str().unwrap_or_default().to_owned());

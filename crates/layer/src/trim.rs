@@ -14,15 +14,8 @@ const TEST_FOLDERS: [&str; 2] = ["tests", "test"];
 /// Sources and headers of extensions, stubs for type checkers, static libraries.
 const BUILD_FILES: [&str; 15] = ["pyi", "pyx", "pxd", "pxi", "c", "h", "cc", "cpp", "hpp", "f", "f90", "a", "in", "tp", "typed"];
 /// Parts of packages, from the site folder on.
-const PARTS: [&str; 7] = [
-    "bin",
-    "share",
-    "numpy/_core/include",
-    "numpy/f2py/src",
-    "numpy/_core/lib",
-    "matplotlib/mpl-data/sample_data",
-    "matplotlib/mpl-data/fonts/pdfcorefonts",
-];
+const PARTS: [&str; 6] =
+    ["bin", "share", "numpy/_core/include", "numpy/f2py/src", "numpy/_core/lib", "matplotlib/mpl-data/sample_data"];
 /// Extension modules and libraries for tests, screens, and a format that takes 6 MB.
 const MODULES: [&str; 12] = [
     "numpy/_core/_simd.",
@@ -39,7 +32,7 @@ const MODULES: [&str; 12] = [
     "pillow.libs/libavif",
 ];
 /// Of a package's own metadata: the rest is for installers.
-const METADATA: [&str; 2] = ["METADATA", "RECORD"];
+const METADATA: [&str; 4] = ["METADATA", "RECORD", "entry_points.txt", "top_level.txt"];
 /// Parts of the interpreter, from its `lib/python3.x` on.
 const STANDARD_LIBRARY: [&str; 10] = [
     "site-packages",

@@ -70,6 +70,8 @@ fn missing_and_impossible_values_are_refused_by_name() {
         ("ARCH=arm", "ARCH must be one of arm64 x86_64, not arm"),
         ("P_AUTHORIZATION=none", "P_AUTHORIZATION must be one of ApiKey IAM Cognito, not none"),
         ("P_API_STAGE=", "P_API_STAGE is not set"),
+        ("P_VPC_ID=vpc-1", "P_SUBNET_IDS is not set"),
+        ("P_AUTHORIZATION=Cognito", "P_USER_POOL_ARN is not set"),
     ] {
         let (code, said, asked) = Deployment::filled(line).run("apigw.deploy");
         assert!(code == 2 && said.contains(expected), "{line}: {said}");
@@ -97,10 +99,9 @@ fn the_layer_is_found_in_its_stack_unless_another_is_named() {
     ] {
         assert!(deploy.contains(part), "{part}: {deploy}");
     }
-    assert!(
-        !deploy.contains("VpcId") && !deploy.contains("ArtefactBucket"),
-        "what is empty has the template's default: {deploy}"
-    );
+    for empty in ["VpcId", "ArtefactBucket"] {
+        assert!(deploy.contains(&format!("{empty}=\"\"")), "a stack keeps what it is not given: {deploy}");
+    }
     let (_, _, asked) =
         Deployment::filled("O_LAYER_ARN=arn:aws:lambda:eu-central-1:123456789012:layer:mine:1").run("apigw.deploy");
     assert!(asked.contains("LayerArn=arn:aws:lambda:eu-central-1:123456789012:layer:mine:1"), "{asked}");
@@ -117,7 +118,7 @@ fn script_and_template_agree_on_parameters() {
     let (_, _, asked) = Deployment::filled(all).run("apigw.deploy");
     let given = asked.lines().find(|line| line.starts_with("deploy ")).unwrap().split("--parameter-overrides ").nth(1).unwrap();
     let given = given.split(' ').map(|pair| pair.split('=').next().unwrap()).collect::<Vec<_>>();
-    assert_eq!(given.len(), 15, "{given:?}");
+    assert_eq!(given.len(), 21, "{given:?}");
     for name in &given {
         assert!(names.contains(name), "{name} is no parameter of the template");
     }

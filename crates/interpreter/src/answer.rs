@@ -2,7 +2,9 @@
 //!
 //! Rule: how a run ended is what the supervisor saw; what the kernel said of itself only fills in the words.
 
-use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Outcome};
+use std::time::Duration;
+
+use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome};
 
 use crate::frames::Report;
 use crate::home::MAX_FILES;
@@ -72,20 +74,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
             (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
         }
         Ending::Killed(code) => {
-            let message = match code {
-                ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
-                ErrorCode::MemoryLimit => {
-                    format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20)
-                }
-                ErrorCode::OutputLimit => {
-                    format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
-                }
-                ErrorCode::DiskLimit => format!(
-                    "the code's files took more than {} MB, or were more than {MAX_FILES}, and it was ended",
-                    limits.disk_bytes >> 20
-                ),
-                _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
-            };
+            let message = limit_message(code, limits, elapsed);
             (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
         }
         Ending::BrokeFraming => (
@@ -140,4 +129,25 @@ fn without_harness_frames(stderr: &str) -> String {
         .split_inclusive('\n')
         .filter(|line| !line.contains("File \"<harness ") && !line.contains("File \"<string>\", line"))
         .collect()
+}
+/// Which limit ended the run, in words.
+fn limit_message(code: ErrorCode, limits: &Limits, elapsed: Duration) -> String {
+    match code {
+        // Less than the call's own limit: the door's deadline came first.
+        ErrorCode::Timeout if elapsed < limits.timeout => {
+            format!("the code was ended after {:.1} s: the time of the whole request was over", elapsed.as_secs_f64())
+        }
+        ErrorCode::Timeout => format!("the code ran longer than {} s and was ended", limits.timeout.as_secs_f64()),
+        ErrorCode::MemoryLimit => {
+            format!("the code used more than {} MB of memory and was ended", limits.memory_bytes >> 20)
+        }
+        ErrorCode::OutputLimit => {
+            format!("the code printed more than {} bytes and was ended", limits.output_hard_limit_bytes)
+        }
+        ErrorCode::DiskLimit => format!(
+            "the code's files took more than {} MB, or were more than {MAX_FILES}, and it was ended",
+            limits.disk_bytes >> 20
+        ),
+        _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
+    }
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{Allowed, Cgroup, KernelProcess, Landlock, Pidfd, Protection, Reaper};
-use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -19,6 +18,7 @@ use crate::isolation::{self, Isolation};
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
+use crate::status::{EngineStatus, StageStatus};
 use crate::tree::PythonTree;
 use crate::zygote::{Family, FamilyConfig, Held, StageState};
 
@@ -77,50 +77,6 @@ pub enum EngineError {
         /// Why it failed.
         source: std::io::Error,
     },
-}
-
-/// How the engine stands.
-#[derive(Clone, Debug, Serialize)]
-pub struct EngineStatus {
-    /// Version of the interpreter.
-    pub python_version: String,
-    /// Each stage of the stack.
-    pub stages: Vec<StageStatus>,
-    /// Cells that run now.
-    pub running: usize,
-    /// Calls that wait.
-    pub queued: usize,
-    /// Cells that run at most.
-    pub max_concurrency: usize,
-    /// Times the zygotes had to be started again.
-    pub restarts: u64,
-    /// Whether other processes of the same user are kept from reading the supervisor's memory.
-    pub supervisor_non_dumpable: bool,
-    /// Whether orphans of kernels come to the supervisor.
-    pub supervisor_subreaper: bool,
-    /// What the operator allows user code.
-    #[serde(skip)]
-    pub allowed: Allowed,
-    /// Layers the operator has switched off.
-    #[serde(skip)]
-    pub disabled: Vec<String>,
-    /// The version of the kernel's Landlock; `None` without one.
-    pub landlock_abi: Option<i32>,
-    /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
-    pub held: Option<Held>,
-}
-
-/// How a stage stands.
-#[derive(Clone, Debug, Serialize)]
-pub struct StageStatus {
-    /// Its name.
-    pub name: &'static str,
-    /// `starting`, `ready` or `dead`.
-    pub state: &'static str,
-    /// Kernels that wait for a cell.
-    pub spares: usize,
-    /// Modules that could not be imported, and why.
-    pub missing: Vec<String>,
 }
 
 /// The engine. Dropping it ends every process it started.

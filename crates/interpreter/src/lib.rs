@@ -14,12 +14,14 @@ mod kernel;
 mod pool;
 mod purge;
 mod stage;
+mod status;
 mod tree;
 mod zygote;
 
-pub use engine::{Engine, EngineConfig, EngineError, EngineStatus, StageStatus};
+pub use engine::{Engine, EngineConfig, EngineError};
 pub use isolation::SWITCHABLE_LAYERS;
 pub use sandbox::Allowed;
 pub use stage::{Preload, stage_for};
+pub use status::{EngineStatus, StageStatus};
 pub use tree::PythonTree;
 pub use zygote::Held;

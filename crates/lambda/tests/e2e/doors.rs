@@ -84,6 +84,8 @@ fn a_run_that_would_outlast_the_invocation_ends_as_timeout_with_its_output() {
     let result = function.run_with(&json!({"code": "print('kept', flush=True)\nwhile True: pass", "timeout": 60}), &[]);
     assert_eq!(result["error"]["code"], "timeout", "{result:#}");
     assert_eq!(result["stdout"], "kept\n", "{result:#}");
+    let message = result["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the time of the whole request was over"), "not the 60 s that were asked for: {message}");
     assert_eq!(function.run("2 + 3")["result"], "5");
     // Waiting for a kernel is part of the invocation's time.
     let cold = Function::with(&[("PRELOAD", "all")], &["--timeout", "5"]);

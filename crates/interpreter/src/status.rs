@@ -1,0 +1,50 @@
+//! How an engine stands, for `/health`, `doctor` and the report of its layers.
+
+use sandbox::Allowed;
+use serde::Serialize;
+
+use crate::zygote::Held;
+
+/// How the engine stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineStatus {
+    /// Version of the interpreter.
+    pub python_version: String,
+    /// Each stage of the stack.
+    pub stages: Vec<StageStatus>,
+    /// Cells that run now.
+    pub running: usize,
+    /// Calls that wait.
+    pub queued: usize,
+    /// Cells that run at most.
+    pub max_concurrency: usize,
+    /// Times the zygotes had to be started again.
+    pub restarts: u64,
+    /// Whether other processes of the same user are kept from reading the supervisor's memory.
+    pub supervisor_non_dumpable: bool,
+    /// Whether orphans of kernels come to the supervisor.
+    pub supervisor_subreaper: bool,
+    /// What the operator allows user code.
+    #[serde(skip)]
+    pub allowed: Allowed,
+    /// Layers the operator has switched off.
+    #[serde(skip)]
+    pub disabled: Vec<String>,
+    /// The version of the kernel's Landlock; `None` without one.
+    pub landlock_abi: Option<i32>,
+    /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
+    pub held: Option<Held>,
+}
+
+/// How a stage stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// `starting`, `ready` or `dead`.
+    pub state: &'static str,
+    /// Kernels that wait for a cell.
+    pub spares: usize,
+    /// Modules that could not be imported, and why.
+    pub missing: Vec<String>,
+}

@@ -138,6 +138,8 @@ settings: ## Print .env.example and the README table from the registry
 lock: $(UV) ## Resolve layer/requirements.in anew
 	$(UV) pip compile layer/requirements.in --universal --python-version 3.11 --fork-strategy requires-python \
 	  --only-binary :all: --generate-hashes --no-config --no-header --quiet -o layer/requirements.lock
+	echo pip | $(UV) pip compile - --universal --python-version 3.11 --only-binary :all: --generate-hashes --no-config \
+	  --no-header --no-annotate --quiet -o layer/pip.lock
 
 smoke: ## Smoke-test a running server
 	./test_deployment.sh http://127.0.0.1:8000

@@ -31,6 +31,9 @@ pub(crate) struct RunArguments {
     /// A JSON object the code finds as `input_data`.
     #[arg(long)]
     input_data: Option<String>,
+    /// A package the code needs, such as humanize>=4; may be given many times.
+    #[arg(long = "requirement")]
+    requirements: Vec<String>,
     /// A folder for the figures (figure-1.png …).
     #[arg(long)]
     figures: Option<PathBuf>,
@@ -60,11 +63,15 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
             serde_json::from_str(text).map_err(|error| format!("--input-data: not JSON: {error}"))?,
         );
     }
+    if !arguments.requirements.is_empty() {
+        call.insert("requirements".to_owned(), arguments.requirements.clone().into());
+    }
     let request = interpreter.check(call).map_err(|error| error.to_string())?;
     let live = !arguments.json;
     let mut show = |event: OutputEvent<'_>| {
         let _ = match event.stream {
             Stream::Stdout if live => std::io::stdout().write_all(event.bytes),
+            Stream::Notice => std::io::stderr().write_all(&[b"note: ", event.bytes].concat()),
             Stream::Stderr if live => std::io::stderr().write_all(event.bytes),
             _ => Ok(()),
         };

@@ -4,6 +4,7 @@ kernel whose call already waits for it skips that, because it would do the work 
 
 import faulthandler
 import fcntl
+import importlib
 import os
 import resource
 import select
@@ -75,6 +76,8 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     # The hard limit leaves room to report a MemoryError.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory + cell.REPORT_ROOM_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    if job["packages"] is not None:
+        _use_packages(**job["packages"], stack=spawn["site"])
     namespace = cell.new_main_module()
     if job["input_data"] is not None:
         namespace["input_data"] = job["input_data"]
@@ -91,6 +94,17 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     channel.send_json(END, report)
     channel.receive()  # the supervisor ends the process; this only returns when it has gone itself
     os._exit(0)
+
+
+def _use_packages(directory, separate, stack):
+    """Behind the stack, or in its place: then nothing of it may have been imported."""
+    if separate:
+        mixed = [name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(stack)]
+        if mixed:
+            raise RuntimeError(f"the stack is imported already: {mixed[:5]}")
+        sys.path.remove(stack)
+    sys.path.insert(len(sys.path) - 1, directory)  # the work directory stays last
+    importlib.invalidate_caches()
 
 
 def _take_descriptors(channel, out, err, shared, ruleset=None):

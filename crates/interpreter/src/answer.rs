@@ -97,6 +97,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         execution_time_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
         truncated,
         dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
+        packages: None,
     };
     Outcome { result, images }
 }

@@ -58,6 +58,8 @@ pub struct EngineConfig {
     pub disabled_layers: Vec<String>,
     /// Modules that a cell under the restricted policy may import.
     pub authorized_imports: Vec<String>,
+    /// Folders that the code may read besides the tree.
+    pub readable: Vec<PathBuf>,
 }
 
 /// Why the engine can't start.
@@ -154,7 +156,7 @@ impl Engine {
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
-            isolation: Isolation::new(config.allowed, config.disabled_layers.clone(), &tree, state_dir.path()),
+            isolation: Isolation::new(config.allowed, config.disabled_layers.clone(), &config.readable, &tree, state_dir.path()),
             cgroup_refused: RwLock::new(isolation::ENOSYS),
             held_at_first: OnceLock::new(),
             tree,
@@ -188,7 +190,9 @@ impl Engine {
                 format!("{} calls run and {} wait; try again later", inner.config.max_concurrency, inner.config.max_queue),
             );
         };
-        let stage = stage::stage_for(&request.code).min(inner.pools.len() - 1);
+        // What takes the stack's place goes into an interpreter that has imported nothing of it.
+        let separate = request.packages.as_ref().is_some_and(|packages| packages.separate);
+        let stage = if separate { 0 } else { stage::stage_for(&request.code).min(inner.pools.len() - 1) };
         let taken = tokio::time::timeout(patience, inner.pools[stage].take(|| Inner::refill(inner, stage))).await;
         let Ok(kernel) = taken else {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
@@ -237,6 +241,16 @@ impl Engine {
     /// Where kernels have their directories.
     pub fn state_dir(&self) -> &Path {
         self.inner.state_dir.path()
+    }
+
+    /// Who must know of every other child of this process.
+    pub fn reaper(&self) -> Arc<Reaper> {
+        self.inner.reaper.clone()
+    }
+
+    /// Whether kernels are behind Landlock.
+    pub fn has_landlock(&self) -> bool {
+        self.inner.isolation.landlock.is_ok()
     }
 
     /// The Python tree in use.
@@ -443,7 +457,7 @@ impl Inner {
             Err(_) => theirs,
         };
         let request = json!({
-            "id": id, "dir": home.path(), "uid": uid,
+            "id": id, "dir": home.path(), "uid": uid, "site": self.tree.site(),
             "file_size_bytes": self.config.limits.file_size_bytes,
             "processes": self.process_limit(id, uid.is_some()),
         });

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sandbox::{Allowed, Landlock};
 use serde::Serialize;
@@ -61,7 +61,13 @@ pub(crate) struct Isolation {
 }
 
 impl Isolation {
-    pub(crate) fn new(allowed: Allowed, disabled: Vec<String>, tree: &PythonTree, state_dir: &Path) -> Self {
+    pub(crate) fn new(
+        allowed: Allowed,
+        disabled: Vec<String>,
+        readable: &[PathBuf],
+        tree: &PythonTree,
+        state_dir: &Path,
+    ) -> Self {
         let is_off = |layer| disabled.iter().any(|name| name == layer);
         let mut seccomp = Filters::default();
         if !is_off("seccomp") {
@@ -75,7 +81,7 @@ impl Isolation {
         if let Err(error) = std::fs::create_dir_all(&matplotlib) {
             tracing::warn!(%error, "matplotlib's directory could not be made");
         }
-        let readable = [tree.root().to_path_buf(), matplotlib];
+        let readable = readable.iter().cloned().chain([tree.root().to_path_buf(), matplotlib]).collect::<Vec<_>>();
         let landlock =
             if is_off("landlock") { Err(io::Error::from_raw_os_error(ENOSYS)) } else { Landlock::new(allowed, &readable) };
         Self { allowed, disabled, seccomp, landlock }

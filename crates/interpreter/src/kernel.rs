@@ -129,6 +129,8 @@ impl Collected<'_> {
         match stream {
             Stream::Stdout => self.stdout.push(bytes),
             Stream::Stderr => self.stderr.push(bytes),
+            // Never a kernel's.
+            Stream::Notice => return,
         }
         (self.on_output)(OutputEvent { stream, bytes });
     }
@@ -478,10 +480,12 @@ fn clear(fd: &AsyncFd<OwnedFd>) {
 }
 
 fn encode_job(request: &CellRequest, authorized_imports: &[String], cores: usize) -> Vec<u8> {
+    let packages = request.packages.as_ref();
     let job = json!({
         "code": request.code,
         "input_data": request.input_data,
         "authorized_imports": (request.policy == Policy::Restricted).then_some(authorized_imports),
+        "packages": packages.map(|packages| json!({"directory": packages.directory, "separate": packages.separate})),
         "memory_bytes": request.limits.memory_bytes,
         "cpu_seconds": CpuSeconds::backstop(request.limits.timeout, cores).0,
     })

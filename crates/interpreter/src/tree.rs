@@ -37,7 +37,7 @@ impl PythonTree {
     }
 
     /// The whole tree.
-    pub(crate) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         &self.root
     }
 

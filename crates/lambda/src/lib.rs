@@ -93,7 +93,7 @@ fn door(settings: &Settings, interpreter: &Arc<Interpreter>) -> Result<Arc<Door>
     // API Gateway answers to its own names only.
     options.allowed_hosts = vec!["*".to_owned()];
     let lock = settings.lambda.response_streaming.then(Lock::from_environment).transpose()?;
-    let workspace = Workspace::of_function(interpreter.engine().state_dir());
+    let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
     Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace)))
 }
 

@@ -9,20 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub(crate) struct Workspace {
     root: PathBuf,
-    /// The engine's own.
-    keep: PathBuf,
+    /// The engine's own, and the packages', which are checked before each use.
+    keep: [PathBuf; 2],
     user: u32,
     /// Since it was last clean.
     code_ran: AtomicBool,
 }
 
 impl Workspace {
-    /// `keep`: the engine's directory. None where wiping could hit somebody else's files: outside of a function, or as root.
-    pub(crate) fn of_function(keep: &Path) -> Option<Self> {
+    /// `keep`: the directories of the engine and the packages. None where wiping could hit somebody else's files: outside of a function, or as root.
+    pub(crate) fn of_function(keep: [&Path; 2]) -> Option<Self> {
         let in_function = std::env::var_os("LAMBDA_TASK_ROOT").is_some() && !sandbox::is_root();
         in_function.then(|| Self {
             root: std::env::temp_dir(),
-            keep: keep.to_owned(),
+            keep: keep.map(Path::to_owned),
             user: sandbox::user_id(),
             code_ran: AtomicBool::new(false),
         })
@@ -38,7 +38,7 @@ impl Workspace {
         let mut result = Ok(());
         for entry in std::fs::read_dir(&self.root)? {
             let path = entry?.path();
-            if path == self.keep {
+            if self.keep.contains(&path) {
                 continue;
             }
             let Ok(metadata) = path.symlink_metadata() else { continue };
@@ -75,7 +75,7 @@ mod tests {
         }
         let workspace = Workspace {
             root: root.path().to_owned(),
-            keep: keep.clone(),
+            keep: [keep.clone(), root.path().join("packages")],
             user: sandbox::user_id(),
             code_ran: AtomicBool::new(false),
         };

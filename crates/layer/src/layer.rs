@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::files::{Entry, size, walk};
 use crate::interpreter::Interpreter;
 use crate::run::run;
-use crate::{BuildError, bytecode, elf, package, tree, trim};
+use crate::{BuildError, bytecode, elf, package, pip, tree, trim};
 
 /// Function and layers, unpacked: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
 const LIMIT: u64 = 262_144_000;
@@ -61,6 +61,9 @@ pub(crate) struct LayerOptions {
     /// The hashed lock of the stack.
     #[arg(long, default_value = "layer/requirements.lock")]
     lock: PathBuf,
+    /// The pip that goes into it.
+    #[arg(long, default_value = "layer/pip.lock")]
+    pip_lock: PathBuf,
     /// Where the layer goes: `layer-ARCH/` and `layer-ARCH.zip` in it.
     #[arg(long, default_value = "build")]
     out: PathBuf,
@@ -96,6 +99,8 @@ pub(crate) fn build(options: &LayerOptions, say: &mut dyn FnMut(&str)) -> Result
     say("compacting libraries");
     compact_libraries(&layer)?;
     link_copies(&layer)?;
+    say("packing pip");
+    pip::pack(&options.uv, &options.pip_lock, &host, &work, &layer)?;
     let note = json!({"stamp": arch.name(), "python_version": version, "python_source": "a layer"});
     write(&layer.join("tree.json"), &format!("{note:#}\n"))?;
     set_modes(&layer)?;
@@ -246,6 +251,10 @@ fn set_modes(layer: &Path) -> Result<(), BuildError> {
 /// Bytes by package: the interpreter, and what is at the top of the site folder.
 fn sizes(layer: &Path) -> Result<BTreeMap<String, u64>, BuildError> {
     let mut sizes = BTreeMap::from([("CPython".to_owned(), size(&layer.join("python"))?)]);
+    let pip = layer.join(pip::ARCHIVE);
+    if pip.exists() {
+        sizes.insert("pip".to_owned(), pip.metadata().map_err(BuildError::io(&pip))?.len());
+    }
     for entry in walk(&layer.join("site"))?.filter(|entry| !entry.is_dir) {
         let inner = entry.path.strip_prefix(layer.join("site")).unwrap_or(&entry.path);
         let top = inner.components().next().map(|top| top.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();

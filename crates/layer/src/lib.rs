@@ -13,6 +13,7 @@ mod interpreter;
 mod layer;
 mod local_python;
 mod package;
+mod pip;
 mod run;
 mod tree;
 mod trim;

@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 
 use crate::BuildError;
 use crate::interpreter::{Installed, Interpreter, WANTED_PYTHON};
+use crate::pip;
 use crate::run::run;
 
 /// Changes when the recipe below does, so that older trees are remade.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// A process whose program file can't be read can't be looked into by others of its user, also where prctl is refused:
 /// kernels and zygotes are of one user in a Lambda function.
@@ -30,6 +31,9 @@ pub(crate) struct TreeOptions {
     /// The hashed lock of the stack.
     #[arg(long, default_value = "layer/requirements.lock")]
     lock: PathBuf,
+    /// The pip that goes into it.
+    #[arg(long, default_value = "layer/pip.lock")]
+    pip_lock: PathBuf,
     /// Where the tree goes.
     #[arg(long, default_value = "build/tree")]
     out: PathBuf,
@@ -41,7 +45,8 @@ pub(crate) struct TreeOptions {
 /// Builds the tree unless the one that is there is current; `say` hears each step.
 pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<(), BuildError> {
     let lock = std::fs::read(&options.lock).map_err(BuildError::io(&options.lock))?;
-    let stamp = stamp(&lock, options.python_archive.as_deref());
+    let pip = std::fs::read(&options.pip_lock).map_err(BuildError::io(&options.pip_lock))?;
+    let stamp = stamp(&[lock, pip].concat(), options.python_archive.as_deref());
     let manifest = options.out.join("tree.json");
     if std::fs::read_to_string(&manifest).is_ok_and(|text| text.contains(&stamp)) {
         say(&format!("Python tree {} is current", options.out.display()));
@@ -64,6 +69,8 @@ pub(crate) fn build(options: &TreeOptions, say: &mut dyn FnMut(&str)) -> Result<
     compile(&tree, &python)?;
     say("building matplotlib's font cache");
     font_cache(&tree, &python)?;
+    say("packing pip");
+    pip::pack(&options.uv, &options.pip_lock, &python, &work, &tree)?;
 
     let text = json!({"stamp": stamp, "python_version": version, "python_source": source});
     let file = tree.join("tree.json");

@@ -25,6 +25,8 @@ pub enum ErrorCode {
     Crashed,
     /// The restricted policy refuses something in the code.
     PolicyDenied,
+    /// A requirement is refused, or can't be had; `type` has the reason.
+    PackageError,
     /// All kernels are taken and the queue is full: try again later.
     Busy,
     /// The caller went away or took the call back.
@@ -46,6 +48,7 @@ impl ErrorCode {
             Self::Exited => "exited",
             Self::Crashed => "crashed",
             Self::PolicyDenied => "policy_denied",
+            Self::PackageError => "package_error",
             Self::Busy => "busy",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
@@ -83,6 +86,27 @@ pub struct Dropped {
     pub stderr_bytes: u64,
 }
 
+/// What came of the requirements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PackageUse {
+    /// The stack has it all: nothing was installed.
+    Satisfied,
+    /// What the stack lacks was added behind it.
+    Added,
+    /// They contradict the stack, and took its place: nothing else can be imported but the standard library.
+    Separate,
+}
+
+/// The packages that a run had besides the stack, or instead of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PackageReport {
+    /// Which of the three it was.
+    pub outcome: PackageUse,
+    /// `name==version` of each.
+    pub installed: Vec<String>,
+}
+
 /// The answer of `execute_python`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionResult {
@@ -108,6 +132,9 @@ pub struct ExecutionResult {
     /// How much is missing, when `truncated`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dropped: Option<Dropped>,
+    /// What came of `requirements`, when there were any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub packages: Option<PackageReport>,
 }
 
 /// A picture made by the run.
@@ -131,6 +158,11 @@ pub struct Outcome {
 impl Outcome {
     /// An outcome for a run that never started.
     pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::refused_as(code, code.as_str(), message)
+    }
+
+    /// The same, with a reason of its own.
+    pub fn refused_as(code: ErrorCode, kind: &str, message: impl Into<String>) -> Self {
         Self {
             result: ExecutionResult {
                 success: false,
@@ -140,7 +172,7 @@ impl Outcome {
                 warnings: Vec::new(),
                 error: Some(ExecutionError {
                     code,
-                    kind: code.as_str().to_owned(),
+                    kind: kind.to_owned(),
                     message: message.into(),
                     traceback: None,
                     line: None,
@@ -150,6 +182,7 @@ impl Outcome {
                 execution_time_ms: 0.0,
                 truncated: false,
                 dropped: None,
+                packages: None,
             },
             images: Vec::new(),
         }
@@ -163,6 +196,8 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// What the interpreter does for the run: lines of ours, which are in neither.
+    Notice,
 }
 
 /// A piece of output while the cell still runs. Bytes may end inside a character.
@@ -190,6 +225,7 @@ mod tests {
             ErrorCode::Exited,
             ErrorCode::Crashed,
             ErrorCode::PolicyDenied,
+            ErrorCode::PackageError,
             ErrorCode::Busy,
             ErrorCode::Cancelled,
             ErrorCode::Internal,

@@ -1,5 +1,6 @@
 //! What can be asked, and the one text for each way of asking wrongly.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -22,6 +23,9 @@ pub struct ExecuteArguments {
     /// A JSON object that the code finds as the dict `input_data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_data: Option<Map<String, Value>>,
+    /// Packages the code needs besides the preinstalled ones: names with versions, such as `humanize>=4`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requirements: Vec<String>,
     /// `restricted` allows a short list of imports and nothing that reaches around it; only ever stricter than the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
@@ -73,6 +77,19 @@ pub struct CellRequest {
     pub deadline: Option<Instant>,
     /// What the code may say.
     pub policy: Policy,
+    /// Packages it needs, as they were asked for.
+    pub requirements: Vec<String>,
+    /// Where these are, once they are there.
+    pub packages: Option<PackagePath>,
+}
+
+/// A folder that a cell imports from besides the stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackagePath {
+    /// The folder.
+    pub directory: PathBuf,
+    /// It takes the stack's place.
+    pub separate: bool,
 }
 
 /// An argument that can't be used: names the field and says what would be right.
@@ -119,13 +136,30 @@ impl CellRequest {
             Some(Value::String(word)) => policy(&word, defaults.policy)?,
             Some(other) => return Err(wrong_type("policy", "open or restricted", &other)),
         };
+        let requirements = requirements(arguments.remove("requirements"))?;
         if let Some(name) = arguments.keys().next() {
             return Err(ArgumentError::new(
                 name,
-                "is not an argument of execute_python; it takes code, timeout, input_data and policy",
+                "is not an argument of execute_python; it takes code, timeout, input_data, requirements and policy",
             ));
         }
-        Ok(Self { code, input_data, limits, deadline: None, policy })
+        Ok(Self { code, input_data, limits, deadline: None, policy, requirements, packages: None })
+    }
+}
+
+/// A list of names with versions.
+fn requirements(given: Option<Value>) -> Result<Vec<String>, ArgumentError> {
+    match given {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => items
+            .into_iter()
+            .enumerate()
+            .map(|(index, item)| match item {
+                Value::String(text) => Ok(text),
+                other => Err(wrong_type(&format!("requirements[{index}]"), "a string such as humanize>=4", &other)),
+            })
+            .collect(),
+        Some(other) => Err(wrong_type("requirements", "an array of strings such as [\"humanize>=4\"]", &other)),
     }
 }
 
@@ -194,10 +228,18 @@ mod tests {
             (json!({"code": "", "timeout": 121}), "timeout: must be more than 0 and at most 120 seconds, not 121"),
             (json!({"code": "", "input_data": [1]}), "input_data: must be a JSON object, not an array"),
             (
-                json!({"code": "", "requirements": []}),
-                "requirements: is not an argument of execute_python; it takes code, timeout, input_data and policy",
+                json!({"code": "", "files": []}),
+                "files: is not an argument of execute_python; it takes code, timeout, input_data, requirements and policy",
             ),
             (json!({"code": "", "policy": "strict"}), "policy: must be open or restricted, not \"strict\""),
+            (
+                json!({"code": "", "requirements": "humanize"}),
+                "requirements: must be an array of strings such as [\"humanize>=4\"], not a string",
+            ),
+            (
+                json!({"code": "", "requirements": ["a", 1]}),
+                "requirements[1]: must be a string such as humanize>=4, not a number",
+            ),
             (json!({"code": "", "policy": 1}), "policy: must be open or restricted, not a number"),
         ] {
             assert_eq!(check(arguments).expect_err(message), message);

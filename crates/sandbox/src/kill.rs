@@ -68,6 +68,17 @@ impl Reaper {
         self.own_children.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
     }
 
+    /// Starts a child of the server's own: at no moment is it taken for something that a kernel left behind.
+    ///
+    /// # Errors
+    /// What `start` says.
+    pub fn start<C>(&self, start: impl FnOnce() -> std::io::Result<(C, i32)>) -> std::io::Result<C> {
+        let mut own = self.own_children.lock().unwrap_or_else(PoisonError::into_inner);
+        let (child, pid) = start()?;
+        own.insert(pid);
+        Ok(child)
+    }
+
     /// A child that has ended.
     pub fn release(&self, pid: i32) {
         self.own_children.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
@@ -139,9 +150,11 @@ impl Reaper {
     /// Processes that a kernel left behind: alive, not below it any more, and not ours.
     fn strays(&self, kernel: &KernelProcess) -> Vec<i32> {
         if self.inherits_orphans {
+            // In this order: a child that is being started is seen in both or in none.
+            let children = proc::children(crate::process_id());
             let own = self.own_children.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let mut found = Vec::new();
-            for pid in proc::children(crate::process_id()) {
+            for pid in children {
                 if own.contains(&pid) {
                     continue;
                 }

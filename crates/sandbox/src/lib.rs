@@ -7,6 +7,7 @@
 mod cgroup;
 mod descriptors;
 mod kill;
+mod installer;
 mod landlock;
 mod nagle;
 mod proc;
@@ -21,6 +22,7 @@ pub use crate::landlock::Landlock;
 pub use descriptors::{
     ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,
 };
+pub use installer::{InstallerLimits, confine_installer};
 pub use kill::{KernelProcess, Reaper};
 pub use nagle::send_at_once;
 pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};

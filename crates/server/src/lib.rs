@@ -4,6 +4,7 @@
 
 mod environment;
 mod http_door;
+mod install;
 mod invocation;
 mod mcp;
 mod progress;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
-use protocol::{ArgumentError, CellRequest, ErrorCode, ExecuteArguments, ExecutionResult, Outcome, OutputEvent};
+use protocol::{ArgumentError, CellRequest, ErrorCode, ExecuteArguments, ExecutionResult, Outcome, OutputEvent, Stream};
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
     ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
@@ -13,6 +13,7 @@ use rmcp::{RoleServer, ServerHandler, ServiceExt};
 use serde::Serialize;
 
 use crate::environment::EnvironmentInfo;
+use crate::install::{self, InstallArguments, InstallReport};
 use crate::invocation::Invocation;
 use crate::progress::Progress;
 use crate::tools::{Interpreter, PackageList};
@@ -25,6 +26,9 @@ const INSTRUCTIONS: &str = "Runs Python in a fresh, isolated process with numpy,
     Nothing is kept between calls.";
 
 const EXECUTE: &str = "execute_python";
+const INSTALL: &str = "install_packages";
+/// What some clients call it.
+const INSTALL_ALIAS: &str = "pip_install";
 const PACKAGES: &str = "list_preinstalled_packages";
 const ENVIRONMENT: &str = "get_environment_info";
 
@@ -35,7 +39,8 @@ static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
             EXECUTE,
             "Execute Python code in a fresh, isolated process with the data-science stack already loaded. Returns the value of \
              the last expression (or of a variable named `result`), stdout, stderr, and matplotlib figures as images. Top-level \
-             `await` works. Nothing is kept between calls, and there is no input().",
+             `await` works. Nothing is kept between calls, and there is no input(). Packages that are not preinstalled go into \
+             `requirements`.",
             JsonObject::new(),
         )
         .with_title("Run Python")
@@ -46,6 +51,16 @@ static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
             .with_title("Describe the environment")
             .with_output_schema::<EnvironmentInfo>()
             .with_annotations(read_only()),
+        Tool::new(
+            INSTALL,
+            "Install Python packages ahead of time (wheels from the package index), so that an execute_python call with the same \
+             `requirements` starts at once. Calls without these requirements don't see them.",
+            JsonObject::new(),
+        )
+        .with_title("Install packages")
+        .with_input_schema::<InstallArguments>()
+        .with_output_schema::<InstallReport>()
+        .with_annotations(ToolAnnotations::new().read_only(false).destructive(false).idempotent(true).open_world(true)),
         Tool::new(PACKAGES, "The Python packages that can be imported, with versions and import names.", no_arguments())
             .with_title("List installed packages")
             .with_output_schema::<PackageList>()
@@ -90,6 +105,7 @@ impl ServerHandler for McpServer {
         let arguments = request.arguments.unwrap_or_default();
         let result = match &*request.name {
             EXECUTE => self.execute(arguments, context).await?,
+            INSTALL | INSTALL_ALIAS => self.install(&arguments, context).await?,
             PACKAGES => {
                 refuse_arguments(&arguments)?;
                 structured(&self.0.list_packages(), true)?
@@ -99,7 +115,7 @@ impl ServerHandler for McpServer {
                 structured(&self.0.environment(), true)?
             }
             other => {
-                let message = format!("there is no tool {other:?}; there are {EXECUTE}, {ENVIRONMENT} and {PACKAGES}");
+                let message = format!("there is no tool {other:?}; there are {EXECUTE}, {INSTALL}, {ENVIRONMENT} and {PACKAGES}");
                 return Err(ErrorData::invalid_params(message, None));
             }
         };
@@ -110,7 +126,7 @@ impl ServerHandler for McpServer {
 impl McpServer {
     async fn execute(&self, arguments: JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
         let mut request = self.0.check(arguments).map_err(|error| invalid(&error))?;
-        let invocation = context.extensions.get::<http::request::Parts>().and_then(|parts| parts.extensions.get::<Invocation>());
+        let invocation = invocation(&context);
         let progress = Progress::default();
         let mut on_output = |event: OutputEvent<'_>| progress.push(event);
         let mut silent = |_: OutputEvent<'_>| {};
@@ -139,6 +155,32 @@ impl McpServer {
         Ok(result)
     }
 
+    async fn install(&self, arguments: &JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
+        let requirements = install::requirements(arguments).map_err(|error| invalid(&error))?;
+        let deadline = invocation(&context).map(Invocation::latest_end);
+        let progress = Progress::default();
+        let mut say = |text: &str| {
+            progress.push(OutputEvent { stream: Stream::Notice, bytes: format!("{text}\n").as_bytes() });
+        };
+        let token = context.meta.get_progress_token();
+        let report = {
+            let run = self.0.install(&requirements, deadline, &mut say);
+            let forward = async {
+                match token {
+                    Some(token) => progress.forward(&context.peer, token).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                report = run => report,
+                never = forward => match never {},
+                // The installer is dropped, and with it killed.
+                () = context.ct.cancelled() => return Err(ErrorData::invalid_request("the caller went away", None)),
+            }
+        };
+        structured(&report, report.success)
+    }
+
     /// Runs the cell within what its door asks for.
     async fn guarded(
         &self,
@@ -156,6 +198,10 @@ impl McpServer {
         invocation.guard.after_code().await;
         outcome
     }
+}
+
+fn invocation(context: &RequestContext<RoleServer>) -> Option<&Invocation> {
+    context.extensions.get::<http::request::Parts>().and_then(|parts| parts.extensions.get::<Invocation>())
 }
 
 /// A result as structured content and, for clients that read only text, as pretty-printed JSON.

@@ -1,11 +1,13 @@
 //! The tools, each written once: what every door calls.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use interpreter::Engine;
-use packages::Package;
-use protocol::{ArgumentError, CallDefaults, CellRequest, Outcome, OutputEvent, Policy};
+use packages::{Package, Packages, PackagesConfig, Prepared, Target};
+use protocol::{
+    ArgumentError, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse, Policy, Stream,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -16,7 +18,7 @@ use crate::environment::{self, EnvironmentInfo, Layer, LimitsInfo};
 pub struct Interpreter {
     engine: Engine,
     defaults: CallDefaults,
-    packages: OnceLock<Vec<Package>>,
+    packages: Arc<Packages>,
     /// Protections that the door adds to the engine's.
     door_layers: Vec<Layer>,
 }
@@ -44,9 +46,23 @@ pub struct PackageDetail {
 impl Interpreter {
     /// `max_timeout`: the longest a call may ask for. `policy`: the least strict one. `door_layers`: protections that the
     /// door adds to the engine's.
-    pub fn new(engine: Engine, max_timeout: Duration, policy: Policy, door_layers: Vec<Layer>) -> Arc<Self> {
+    pub fn new(
+        engine: Engine,
+        packages: PackagesConfig,
+        max_timeout: Duration,
+        policy: Policy,
+        door_layers: Vec<Layer>,
+    ) -> Arc<Self> {
         let defaults = CallDefaults { limits: engine.limits(), max_timeout, policy };
-        Arc::new(Self { engine, defaults, packages: OnceLock::new(), door_layers })
+        let tree = engine.tree();
+        let target = Target {
+            root: tree.root().to_owned(),
+            python: tree.python(),
+            site: tree.site(),
+            version: tree.python_version(),
+        };
+        let packages = Arc::new(Packages::new(packages, target, engine.reaper(), engine.has_landlock()));
+        Arc::new(Self { engine, defaults, packages, door_layers })
     }
 
     /// Every protection, as it stands.
@@ -56,9 +72,9 @@ impl Interpreter {
         layers
     }
 
-    /// Read when first asked for: the first answer of a server must not wait for it.
-    fn packages(&self) -> &[Package] {
-        self.packages.get_or_init(|| packages::installed(&self.engine.tree().site()))
+    /// What can be imported, and how more can be had.
+    pub fn packages(&self) -> &Arc<Packages> {
+        &self.packages
     }
 
     /// The engine.
@@ -74,9 +90,22 @@ impl Interpreter {
         CellRequest::from_arguments(arguments, &self.defaults)
     }
 
-    /// `execute_python`. Dropping the future kills the run.
+    /// `execute_python`. Dropping the future kills the run, and an install for it.
     pub async fn execute(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
-        self.engine.run(request, on_output).await
+        if request.requirements.is_empty() {
+            return self.engine.run(request, on_output).await;
+        }
+        let mut say = |text: &str| on_output(OutputEvent { stream: Stream::Notice, bytes: format!("{text}\n").as_bytes() });
+        let prepared = match self.packages.prepare(&request.requirements, request.deadline, &mut say).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Outcome::refused_as(ErrorCode::PackageError, error.reason.as_str(), error.message),
+        };
+        let separate = prepared.outcome == PackageUse::Separate;
+        let packages = prepared.directory().map(|directory| PackagePath { directory: directory.to_owned(), separate });
+        let mut outcome = self.engine.run(&CellRequest { packages, ..request.clone() }, on_output).await;
+        self.packages.used(&prepared);
+        report(prepared, &mut outcome);
+        outcome
     }
 
     /// `list_preinstalled_packages`
@@ -87,8 +116,8 @@ impl Interpreter {
             import_name: package.import_name.clone(),
         };
         PackageList {
-            packages: self.packages().iter().map(|package| package.name.clone()).collect(),
-            details: self.packages().iter().map(detail).collect(),
+            packages: self.packages.stack().iter().map(|package| package.name.clone()).collect(),
+            details: self.packages.stack().iter().map(detail).collect(),
         }
     }
 
@@ -98,7 +127,7 @@ impl Interpreter {
         EnvironmentInfo {
             platform: environment::platform(),
             temp_dir: std::env::temp_dir().display().to_string(),
-            installed_packages: self.packages().iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
+            installed_packages: self.packages.stack().iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
             available_memory: environment::available_memory(),
             limits: LimitsInfo::new(&self.defaults.limits, self.defaults.max_timeout),
             policy: self.defaults.policy,
@@ -106,4 +135,17 @@ impl Interpreter {
             python_version: status.python_version,
         }
     }
+}
+
+/// Says in the answer what came of the requirements.
+fn report(prepared: Prepared, outcome: &mut Outcome) {
+    let result = &mut outcome.result;
+    result.warnings.extend(prepared.notes);
+    if prepared.outcome == PackageUse::Separate {
+        let only = prepared.installed.join(", ");
+        result.warnings.push(format!(
+            "the requirements contradict the preinstalled packages, so the code ran with these only: {only}; what else it imports must be in requirements too"
+        ));
+    }
+    result.packages = Some(PackageReport { outcome: prepared.outcome, installed: prepared.installed });
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use interpreter::{Allowed, Engine, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
+use packages::{Packages, PackagesConfig};
 use protocol::{
     DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
@@ -82,12 +83,58 @@ pub struct EngineSettings {
     /// Modules that the restricted policy lets the code import.
     #[arg(long, env = "AUTHORIZED_IMPORTS", value_delimiter = ',', default_value = DEFAULT_IMPORTS)]
     authorized_imports: Vec<String>,
+    /// Install what a call requires besides the preinstalled packages: wheels from a package index.
+    #[arg(long, env = "ALLOW_INSTALL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_install: bool,
+    #[command(flatten)]
+    packages: PackageSettings,
     /// Layers that are left off, where they are in the way: namespaces, landlock, seccomp, cgroup.
     #[arg(long = "disable-layer", env = "DISABLE_LAYERS", value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS))]
     disable_layers: Vec<String>,
     /// Layers without which the server does not start, as `code-interpreter doctor` names them.
     #[arg(long = "require-layer", env = "REQUIRE_LAYERS", value_delimiter = ',')]
     require_layers: Vec<String>,
+}
+
+/// Settings of package installs.
+#[derive(Args, Clone, Debug)]
+struct PackageSettings {
+    /// Where installed packages are kept; below the user's cache folder when not set.
+    #[arg(long, env = "PACKAGE_DIR")]
+    package_dir: Option<PathBuf>,
+    /// The package index's address; may hold credentials, which are shown nowhere.
+    #[arg(long, env = "PACKAGE_INDEX", hide_env_values = true)]
+    package_index: Option<String>,
+    /// The uv to install with; found under build/ or on the path when not set, and when empty or not found pip is used.
+    #[arg(long, env = "UV")]
+    uv: Option<std::ffi::OsString>,
+    /// Seconds that resolving and installing may take together.
+    #[arg(long, env = "INSTALL_TIMEOUT", default_value = "30")]
+    install_timeout: f64,
+    /// Packages that are never installed.
+    #[arg(long, env = "BLOCKED_PACKAGES", value_delimiter = ',')]
+    blocked_packages: Vec<String>,
+    /// The only packages that are installed, also when others need them; all are when not set.
+    #[arg(long, env = "ALLOWED_PACKAGES", value_delimiter = ',')]
+    allowed_packages: Vec<String>,
+    /// Packages that are right although their name looks like a slip of a well-known one.
+    #[arg(long, env = "KNOWN_PACKAGES", value_delimiter = ',')]
+    known_packages: Vec<String>,
+    /// Days that a file must have been on the index before it is installed.
+    #[arg(long, env = "MIN_PACKAGE_AGE")]
+    min_package_age: Option<f64>,
+    /// A file of pins with hashes, as `pip --require-hashes` reads it: nothing else is installed.
+    #[arg(long, env = "PACKAGE_HASHES")]
+    package_hashes: Option<PathBuf>,
+    /// What all installed packages may take on disk, in MB; those not used for longest go first.
+    #[arg(long, env = "PACKAGE_CACHE_MB", default_value = "2048")]
+    package_cache_mb: u64,
+    /// What one install may take, in MB.
+    #[arg(long, env = "MAX_INSTALL_MB", default_value = "512")]
+    max_install_mb: u64,
+    /// How many packages one install may bring.
+    #[arg(long, env = "MAX_INSTALL_PACKAGES", default_value = "100")]
+    max_install_packages: usize,
 }
 
 /// Settings of the Lambda function's door.
@@ -144,7 +191,7 @@ impl EngineSettings {
             Engine::start_in_background(config)
         };
         let engine = started.map_err(|error| error.to_string())?;
-        let interpreter = Interpreter::new(engine, self.max_timeout()?, self.policy, door_layers);
+        let interpreter = Interpreter::new(engine, self.packages()?, self.max_timeout()?, self.policy, door_layers);
         server::require(&interpreter.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
         Ok(interpreter)
@@ -186,7 +233,30 @@ impl EngineSettings {
             },
             disabled_layers: self.disable_layers.clone(),
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
+            readable: Packages::readable(&self.packages()?).into_iter().collect(),
             allowed: Allowed { network: self.allow_network, subprocess: self.allow_subprocess },
+        })
+    }
+
+    /// What packages are installed with.
+    fn packages(&self) -> Result<PackagesConfig, String> {
+        let of = &self.packages;
+        let min_age = of.min_package_age.map(|days| seconds("MIN_PACKAGE_AGE", days * 86_400.0)).transpose()?;
+        let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));
+        Ok(PackagesConfig {
+            allow_install: self.allow_install,
+            directory: absolute(&of.package_dir.clone().unwrap_or_else(default_package_dir))?,
+            uv: of.uv.clone().map(PathBuf::from),
+            index: of.package_index.clone().filter(|index| !index.is_empty()),
+            timeout: seconds("INSTALL_TIMEOUT", of.install_timeout)?,
+            blocked: names(&of.blocked_packages),
+            allowed: names(&of.allowed_packages),
+            known: names(&of.known_packages),
+            min_age,
+            hashes: of.package_hashes.as_ref().map(absolute).transpose()?,
+            cache_bytes: of.package_cache_mb << 20,
+            install_bytes: of.max_install_mb << 20,
+            install_packages: of.max_install_packages,
         })
     }
 
@@ -212,6 +282,27 @@ impl HttpSettings {
             max_body_bytes: self.max_body_bytes,
         }
     }
+}
+
+/// Kernels of other users must be able to pass: root's home is closed to them.
+fn default_package_dir() -> PathBuf {
+    const NAME: &str = "code-interpreter/packages";
+    if std::env::var_os("LAMBDA_TASK_ROOT").is_some() {
+        return std::env::temp_dir().join("code-interpreter-packages");
+    }
+    if sandbox::is_root() {
+        return PathBuf::from("/var/cache").join(NAME);
+    }
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home) {
+        Some(cache) => cache.join(NAME),
+        None => std::env::temp_dir().join(format!("code-interpreter-packages-{}", sandbox::user_id())),
+    }
+}
+
+/// Without blanks, and without the empty one that an empty variable gives.
+fn names(list: &[String]) -> Vec<String> {
+    list.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
 fn policy(word: &str) -> Result<Policy, String> {

@@ -61,6 +61,8 @@ pub(crate) fn program_in(home: Home) -> Command {
         command.uid(homes::USER).gid(homes::USER);
     }
     command.env_clear().env("PYTHON_TREE", tree).env("PATH", "/usr/bin:/bin").env("SECRET_KEY", "of-the-server");
+    // Of the tests' own, and for each home another: its user owns it.
+    command.env("PACKAGE_DIR", std::env::temp_dir().join(format!("code-interpreter-test-packages-{home:?}")));
     command.current_dir("/");
     command
 }

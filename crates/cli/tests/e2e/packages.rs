@@ -1,0 +1,327 @@
+//! Packages that a call requires: from the real index, and from one of the test's own with everything that can go wrong.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::{Home, Server, processes_named};
+use crate::index::{Index, Manner, bomb, wheel};
+
+/// The program that installs. pip is in the tree; uv is what the tests were built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tool {
+    Uv,
+    Pip,
+}
+
+/// A server with a package folder of its own.
+struct Shop {
+    server: Server,
+    folder: tempfile::TempDir,
+}
+
+impl Shop {
+    fn open(home: Home, tool: Tool, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        if home != Home::Caller {
+            std::os::unix::fs::chown(folder.path(), Some(homes::USER), Some(homes::USER)).unwrap();
+        }
+        let directory = folder.path().join("packages").display().to_string();
+        let uv = homes::repository().join("build/tools/bin/uv").display().to_string();
+        let mut all = vec![("PRELOAD", "core"), ("PACKAGE_DIR", &*directory)];
+        match tool {
+            Tool::Uv => all.push(("UV", &uv)),
+            Tool::Pip => all.push(("UV", "")),
+        }
+        let certificates = std::env::var("SSL_CERT_FILE").unwrap_or_default();
+        if !certificates.is_empty() {
+            all.push(("SSL_CERT_FILE", &certificates));
+        }
+        all.extend(settings);
+        Self { server: Server::with(home, &all), folder }
+    }
+
+    async fn run(&self, requirements: &[&str], code: &str) -> Value {
+        self.server.run_with(json!({"code": code, "requirements": requirements})).await
+    }
+
+    /// The reason and the message of a refusal.
+    async fn refusal(&self, requirement: &str) -> (String, String) {
+        let result = self.run(&[requirement], "1").await;
+        let error = &result["error"];
+        assert_eq!((&error["code"], &result["success"]), (&json!("package_error"), &json!(false)), "{result}");
+        (error["type"].as_str().unwrap().to_owned(), error["message"].as_str().unwrap().to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_package_from_the_real_index_is_added_and_then_remembered() {
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[]);
+    let installed = shop.server.call("install_packages", json!({"packages": ["humanize"]})).await;
+    let first = &installed["result"]["structuredContent"];
+    assert_eq!((&first["success"], &first["packages"][0]["already_installed"]), (&json!(true), &json!(false)), "{first}");
+    let version = first["packages"][0]["installed_version"].as_str().unwrap();
+    let again = shop.server.call("pip_install", json!({"package": "humanize", "version": "latest"})).await;
+    let again = &again["result"]["structuredContent"]["packages"][0];
+    assert_eq!((&again["already_installed"], &again["installed_version"]), (&json!(true), &json!(version)), "{again}");
+    let result = shop.run(&["humanize"], "import humanize; print(humanize.__version__); humanize.intword(10**6)").await;
+    assert_eq!(result["stdout"], format!("{version}\n"), "{result}");
+    assert_eq!(result["result"], "'1.0 million'");
+    assert_eq!(result["packages"], json!({"outcome": "added", "installed": [format!("humanize=={version}")]}));
+    // Calls that did not ask for it don't have it.
+    assert_eq!(shop.server.run("import humanize").await["error"]["type"], "ModuleNotFoundError");
+}
+
+#[tokio::test]
+async fn what_the_stack_and_python_have_installs_nothing() {
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", "http://127.0.0.1:9/simple/")]);
+    let result = shop.run(&["numpy>=1", "sklearn", "json"], "import numpy, sklearn, json").await;
+    assert_eq!(result["packages"], json!({"outcome": "satisfied", "installed": []}), "{result}");
+    let notes = result["warnings"].to_string();
+    assert!(notes.contains("scikit-learn was taken") && notes.contains("standard library"), "{notes}");
+}
+
+/// `research`: with pandas preloaded, a path with another one in front gives the old module and the new metadata.
+#[tokio::test]
+async fn the_silent_version_trap_never_shows_one_version_and_runs_another() {
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PRELOAD", "data")]);
+    let code = "import importlib.metadata, sys\nsite = [m for m in ('numpy', 'pandas') if m in sys.modules]\nimport pandas\n\
+                print(site, pandas.__version__, importlib.metadata.version('pandas'))";
+    let result = shop.run(&["pandas==2.3.3"], code).await;
+    assert_eq!(result["stdout"], "[] 2.3.3 2.3.3\n", "{result}");
+    assert_eq!(result["packages"]["outcome"], "separate");
+    assert!(result["warnings"].to_string().contains("contradict the preinstalled packages"));
+    // The stack is not behind it: a half-mixed interpreter would find it there.
+    assert_eq!(shop.run(&["pandas==2.3.3"], "import scipy").await["error"]["type"], "ModuleNotFoundError");
+    let warm = shop.server.run("import pandas; print(pandas.__version__)").await;
+    assert!(warm["stdout"].as_str().unwrap().starts_with('3'), "{warm}");
+}
+
+fn bad_index() -> Index {
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    index.add_module("needs-more", "1.0", &["good-one", "blocked-one"]);
+    index.add_module("blocked-one", "1.0", &[]);
+    index.add_module("young-one", "9.0", &[]);
+    index.add("sdist-only", "sdist_only-1.0.tar.gz", b"no wheel".to_vec(), Manner::Well);
+    let of = |name: &str| wheel(name, "1.0", &[], &[("some_module.py", "x = 1\n")]);
+    index.add("wrong-hash", "wrong_hash-1.0-py3-none-any.whl", of("wrong-hash"), Manner::WrongHash);
+    index.add("half-one", "half_one-1.0-py3-none-any.whl", of("half-one"), Manner::Half);
+    index.add("slow-one", "slow_one-1.0-py3-none-any.whl", of("slow-one"), Manner::Never);
+    index
+}
+
+async fn refuses_everything_bad(home: Home, tool: Tool) {
+    let index = bad_index();
+    let url = index.url();
+    let settings = [("PACKAGE_INDEX", &*url), ("BLOCKED_PACKAGES", "Blocked_One"), ("MIN_PACKAGE_AGE", "2")];
+    let shop = Shop::open(home, tool, &[&settings[..], &[("INSTALL_TIMEOUT", "12")]].concat());
+    let good = shop.run(&["good-one"], "import good_one; print(good_one.__version__)").await;
+    assert_eq!((&good["stdout"], &good["packages"]["outcome"]), (&json!("1.0\n"), &json!("added")), "{tool:?}: {good}");
+    for (requirement, reasons) in [
+        ("sdist-only", &["no_wheel", "not_found"][..]),
+        ("not-there-at-all", &["not_found"]),
+        ("good-one==7", &["not_found"]),
+        ("young-one", &["not_found", "no_wheel", "no_solution"]),
+        ("wrong-hash", &["hash_mismatch"]),
+        ("half-one", &["index_unreachable"]),
+        ("blocked-one", &["blocked"]),
+        ("needs-more", &["blocked"]),
+        ("reqeusts", &["likely_typosquat"]),
+        ("git+https://example.org/x", &["invalid_requirement"]),
+    ] {
+        let (reason, message) = shop.refusal(requirement).await;
+        assert!(reasons.contains(&&*reason), "{tool:?} {requirement}: {reason}: {message}");
+        assert!(!message.contains("://") || requirement.contains("://"), "{message}");
+    }
+    let sets = std::fs::read_dir(shop.folder.path().join("packages/sets"));
+    if let Ok(sets) = sets.map(Iterator::count)
+        && home == Home::Caller
+    {
+        assert_eq!(sets, 1, "only the good one is there");
+    }
+    shop.server.still_works().await;
+}
+
+#[tokio::test]
+async fn uv_refuses_everything_bad_with_a_stable_reason() {
+    refuses_everything_bad(Home::Caller, Tool::Uv).await;
+}
+
+#[tokio::test]
+async fn pip_refuses_everything_bad_with_a_stable_reason() {
+    refuses_everything_bad(Home::Caller, Tool::Pip).await;
+}
+
+#[tokio::test]
+async fn an_index_that_hangs_ends_with_the_time_for_installing() {
+    let index = bad_index();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url()), ("INSTALL_TIMEOUT", "0.8")]);
+    assert_eq!(shop.refusal("slow-one").await.0, "install_timeout");
+    nothing_installs(&shop);
+}
+
+/// No installer of the shop's is alive.
+fn nothing_installs(shop: &Shop) {
+    let started = Instant::now();
+    let marker = shop.folder.path().display().to_string();
+    while !processes_named(&format!("{marker}/packages/work")).is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", processes_named(&marker));
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_the_installer_with_it() {
+    let index = bad_index();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url())]);
+    let marker = shop.folder.path().join("packages/work").display().to_string();
+    let call = shop.run(&["slow-one"], "1");
+    let installing = async {
+        // The second run, which downloads.
+        while !processes_named(&marker).iter().any(|line| line.contains("--target")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        result = call => panic!("{result}"),
+        () = installing => {}
+    }
+    nothing_installs(&shop);
+    shop.server.still_works().await;
+}
+
+#[tokio::test]
+async fn a_wheel_of_two_gigabytes_of_nothing_is_not_unpacked() {
+    let index = Index::start();
+    index.add("bomb-one", "bomb_one-1.0-py3-none-any.whl", bomb("bomb-one"), Manner::Well);
+    for tool in [Tool::Uv, Tool::Pip] {
+        let shop = Shop::open(Home::Caller, tool, &[("PACKAGE_INDEX", &index.url()), ("MAX_INSTALL_MB", "64")]);
+        assert_eq!(shop.refusal("bomb-one").await.0, "too_large", "{tool:?}");
+        let left = std::process::Command::new("du").arg("-sm").arg(shop.folder.path()).output().unwrap();
+        let left = String::from_utf8(left.stdout).unwrap();
+        assert!(left.split_whitespace().next().unwrap().parse::<u64>().unwrap() < 70, "{left}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_package_runs_that_was_not_imported_and_nothing_can_be_written_to() {
+    let index = Index::start();
+    let files = [
+        ("evil.pth", "import os; os.environ['PTH'] = 'ran'\n"),
+        ("sitecustomize.py", "import os; os.environ['SITE'] = 'ran'\n"),
+        ("quiet/__init__.py", "x = 1\n"),
+    ];
+    index.add("quiet", "quiet-1.0-py3-none-any.whl", wheel("quiet", "1.0", &[], &files), Manner::Well);
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url())]);
+    let code = "import os, quiet\nprint(os.environ.get('PTH'), os.environ.get('SITE'))\nfor path in (quiet.__file__, os.path.dirname(quiet.__file__) + '/new'):\n    \
+                try:\n        open(path, 'a').write('x')\n        print('written')\n    except OSError as e:\n        print('refused')\nos.path.dirname(os.path.dirname(quiet.__file__))";
+    let result = shop.run(&["quiet"], code).await;
+    assert_eq!(result["stdout"], "None None\nrefused\nrefused\n", "{result}");
+    // After the first use its bytecode is compiled, behind the calls.
+    let set = result["result"].as_str().unwrap().trim_matches('\'').to_owned();
+    let started = Instant::now();
+    while !std::path::Path::new(&set).join("quiet/__pycache__").exists() {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn calls_that_want_the_same_set_at_once_install_it_once() {
+    let index = Index::start();
+    index.add_module("shared-one", "1.0", &[]);
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url())]);
+    let code = "import shared_one; shared_one.__version__";
+    let calls = [&["shared-one"][..], &["shared-one"], &["shared-one>=1"], &["Shared_One"], &["shared-one==1.0"]];
+    let (a, b, c, d, e) = tokio::join!(
+        shop.run(calls[0], code),
+        shop.run(calls[1], code),
+        shop.run(calls[2], code),
+        shop.run(calls[3], code),
+        shop.run(calls[4], code)
+    );
+    for result in [a, b, c, d, e] {
+        assert_eq!(result["result"], "'1.0'", "{result}");
+    }
+    assert_eq!(std::fs::read_dir(shop.folder.path().join("packages/sets")).unwrap().count(), 1);
+    assert_eq!(index.times_served("shared_one-1.0-py3-none-any.whl"), 1);
+}
+
+#[tokio::test]
+async fn the_operators_lists_hold_for_what_comes_along_too() {
+    let index = bad_index();
+    let url = index.url();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &url), ("ALLOWED_PACKAGES", "good-one, needs-more")]);
+    assert_eq!(shop.run(&["good-one"], "1").await["success"], true);
+    assert_eq!(shop.refusal("young-one").await.0, "not_allowed");
+    let (reason, message) = shop.refusal("needs-more").await;
+    assert!(reason == "not_allowed" && message.contains("blocked-one is needed too"), "{message}");
+    let few = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &url), ("MAX_INSTALL_PACKAGES", "2")]);
+    assert_eq!(few.refusal("needs-more").await.0, "too_many");
+    let off = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &url), ("ALLOW_INSTALL", "false")]);
+    assert_eq!(off.refusal("good-one").await.0, "installs_off");
+    assert_eq!(off.run(&["numpy"], "1").await["packages"]["outcome"], "satisfied");
+}
+
+#[tokio::test]
+async fn with_a_list_of_hashes_nothing_else_is_installed() {
+    let index = Index::start();
+    index.add_module("listed-one", "1.0", &[]);
+    index.add_module("listed-one", "2.0", &[]);
+    index.add_module("other-one", "1.0", &[]);
+    let bytes = wheel("listed-one", "1.0", &[], &[("listed_one/__init__.py", "__version__ = \"1.0\"\n")]);
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), format!("listed-one==1.0 --hash=sha256:{hash:x}\n")).unwrap();
+    let path = list.path().display().to_string();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url()), ("PACKAGE_HASHES", &path)]);
+    let result = shop.run(&["listed-one"], "import listed_one; listed_one.__version__").await;
+    assert_eq!(result["result"], "'1.0'", "{result}");
+    assert_eq!(shop.refusal("other-one").await.0, "hash_missing");
+    std::fs::write(list.path(), format!("listed-one==2.0 --hash=sha256:{hash:x}\n")).unwrap();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url()), ("PACKAGE_HASHES", &path)]);
+    assert_eq!(shop.refusal("listed-one").await.0, "hash_mismatch");
+}
+
+#[tokio::test]
+async fn credentials_of_a_private_index_are_shown_nowhere() {
+    let index = bad_index();
+    // "reader:top-secret%21" in the form of the header.
+    index.ask_for("Basic cmVhZGVyOnRvcC1zZWNyZXQh");
+    for tool in [Tool::Uv, Tool::Pip] {
+        let url = index.url_with("reader:top-secret%21");
+        let shop = Shop::open(Home::Caller, tool, &[("PACKAGE_INDEX", &url), ("LOG", "debug")]);
+        let code = "import good_one, os\nfound = []\nfor root, _, files in os.walk(os.path.dirname(good_one.__file__) + '/..'):\n    \
+                    for name in files:\n        if b'top-secret' in open(os.path.join(root, name), 'rb').read(): found.append(name)\n\
+                    print(good_one.__version__, found, [k for k, v in os.environ.items() if 'top-secret' in v])";
+        let result = shop.run(&["good-one"], code).await;
+        assert_eq!(result["stdout"], "1.0 [] []\n", "{tool:?}: {result}");
+        let (_, message) = shop.refusal("not-there-at-all").await;
+        assert!(!message.contains("top-secret") && !message.contains("reader"), "{message}");
+        let wrong = index.url_with("reader:wrong-secret");
+        let shop = Shop::open(Home::Caller, tool, &[("PACKAGE_INDEX", &wrong)]);
+        let (reason, message) = shop.refusal("good-one").await;
+        assert!(reason == "index_unreachable" || reason == "not_found", "{tool:?}: {reason}: {message}");
+        assert!(!message.contains("wrong-secret") && !message.contains("reader"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_user_installs_with_pip_and_a_function_does_not_keep_what_code_has_changed() {
+    if !homes::is_root() {
+        return;
+    }
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let code = "import good_one, os\ntry:\n    os.chmod(good_one.__file__, 0o666)\n    open(good_one.__file__, 'w').write('__version__ = \"evil\"')\n    \
+                print('written')\nexcept OSError:\n    print('refused')\ngood_one.__version__";
+    for (home, effect) in [(Home::User, "refused\n"), (Home::Lambda, "written\n")] {
+        let shop = Shop::open(home, Tool::Pip, &[("PACKAGE_INDEX", &index.url())]);
+        for _ in 0..2 {
+            let result = shop.run(&["good-one"], code).await;
+            assert_eq!((&result["stdout"], &result["result"]), (&json!(effect), &json!("'1.0'")), "{home:?}: {result}");
+        }
+    }
+}

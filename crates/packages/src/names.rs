@@ -1,0 +1,127 @@
+//! What a name stands for: a module of the standard library, a name to import, a slip of the pen.
+
+/// Names to import whose package is called something else, in normal form.
+const DISTRIBUTIONS: &[(&str, &str)] = &[
+    ("attr", "attrs"),
+    ("barcode", "python-barcode"),
+    ("bs4", "beautifulsoup4"),
+    ("community", "python-louvain"),
+    ("crypto", "pycryptodome"),
+    ("cryptodome", "pycryptodomex"),
+    ("cv2", "opencv-python-headless"),
+    ("dateutil", "python-dateutil"),
+    ("discord", "discord-py"),
+    ("dns", "dnspython"),
+    ("docx", "python-docx"),
+    ("dotenv", "python-dotenv"),
+    ("faiss", "faiss-cpu"),
+    ("fitz", "pymupdf"),
+    ("git", "gitpython"),
+    ("google-protobuf", "protobuf"),
+    ("hydra", "hydra-core"),
+    ("imblearn", "imbalanced-learn"),
+    ("jose", "python-jose"),
+    ("jwt", "pyjwt"),
+    ("kafka", "kafka-python"),
+    ("ldap", "python-ldap"),
+    ("magic", "python-magic"),
+    ("mpl-toolkits", "matplotlib"),
+    ("multipart", "python-multipart"),
+    ("mysqldb", "mysqlclient"),
+    ("nacl", "pynacl"),
+    ("openssl", "pyopenssl"),
+    ("osgeo", "gdal"),
+    ("pil", "pillow"),
+    ("pkg-resources", "setuptools"),
+    ("pptx", "python-pptx"),
+    ("psycopg2", "psycopg2-binary"),
+    ("pylab", "matplotlib"),
+    ("rest-framework", "djangorestframework"),
+    ("ruamel", "ruamel-yaml"),
+    ("serial", "pyserial"),
+    ("skimage", "scikit-image"),
+    ("sklearn", "scikit-learn"),
+    ("slugify", "python-slugify"),
+    ("socks", "pysocks"),
+    ("talib", "ta-lib"),
+    ("telegram", "python-telegram-bot"),
+    ("tlz", "toolz"),
+    ("umap", "umap-learn"),
+    ("usb", "pyusb"),
+    ("yaml", "pyyaml"),
+    ("zmq", "pyzmq"),
+];
+
+/// Public modules of Python 3.13, in normal form: <https://docs.python.org/3.13/py-modindex.html>.
+const STANDARD_LIBRARY: &str = "abc argparse array ast asyncio atexit base64 bdb binascii bisect builtins bz2 cprofile \
+    calendar cmath cmd code codecs codeop collections colorsys compileall concurrent configparser contextlib contextvars \
+    copy copyreg csv ctypes curses dataclasses datetime dbm decimal difflib dis doctest email encodings ensurepip enum errno \
+    faulthandler fcntl filecmp fileinput fnmatch fractions ftplib functools gc genericpath getopt getpass gettext glob \
+    graphlib grp gzip hashlib heapq hmac html http imaplib importlib inspect io ipaddress itertools json keyword linecache \
+    locale logging lzma mailbox marshal math mimetypes mmap modulefinder multiprocessing netrc ntpath numbers opcode operator \
+    optparse os pathlib pdb pickle pickletools pkgutil platform plistlib poplib posix posixpath pprint profile pstats pty pwd \
+    py-compile pyclbr pydoc pyexpat queue quopri random re readline reprlib resource rlcompleter runpy sched secrets select \
+    selectors shelve shlex shutil signal site smtplib socket socketserver sqlite3 ssl stat statistics string stringprep struct \
+    subprocess symtable sys sysconfig syslog tabnanny tarfile tempfile termios textwrap threading time timeit tkinter token \
+    tokenize tomllib trace traceback tracemalloc tty turtle types typing unicodedata unittest urllib uuid venv warnings wave \
+    weakref webbrowser wsgiref xml xmlrpc zipapp zipfile zipimport zlib zoneinfo";
+
+/// Well-known names, one a line: those that slips of the pen and squatters aim at.
+const POPULAR: &str = include_str!("popular.txt");
+/// Shorter names have too many neighbours.
+const MIN_LENGTH: usize = 5;
+
+/// The package to install for a name to import; none when it is the same.
+pub(crate) fn distribution_of(name: &str) -> Option<&'static str> {
+    DISTRIBUTIONS.iter().find(|(import, _)| *import == name).map(|(_, distribution)| *distribution)
+}
+
+/// Whether Python itself has it.
+pub(crate) fn is_standard_library(name: &str) -> bool {
+    STANDARD_LIBRARY.split_whitespace().any(|module| module == name)
+}
+
+/// The well-known name that is one slip away, unless this one is well known itself.
+pub(crate) fn meant(name: &str) -> Option<&'static str> {
+    let popular = || POPULAR.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    if popular().any(|known| known == name) {
+        return None;
+    }
+    let looks = look(name);
+    popular().filter(|known| known.len() >= MIN_LENGTH).find(|known| {
+        look(known) == looks || known.len().abs_diff(name.len()) <= 1 && strsim::osa_distance(known, name) == 1
+    })
+}
+
+/// What a name looks like at a glance.
+fn look(name: &str) -> String {
+    name.replace("rn", "m").replace("vv", "w").replace('-', "").replace(['1', 'i'], "l").replace('0', "o").replace('5', "s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_away_from_a_well_known_name_is_seen() {
+        for (slip, name) in
+            [("reqeusts", "requests"), ("requets", "requests"), ("numpyy", "numpy"), ("nurnpy", "numpy"), ("c0lorama", "colorama"), ("python-dateutils", "python-dateutil"), ("scikitlearn", "scikit-learn")]
+        {
+            assert_eq!(meant(slip), Some(name), "{slip}");
+        }
+    }
+
+    #[test]
+    fn well_known_and_unrelated_names_are_left_alone() {
+        for name in ["requests", "tomli", "toml", "ujson", "orjson", "humanize", "my-company-tools", "boto3", "botocore", "httpx", "attrs"] {
+            assert_eq!(meant(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_lists_are_in_normal_form() {
+        let normal = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        assert!(DISTRIBUTIONS.iter().all(|(import, distribution)| normal(import) && normal(distribution)));
+        assert!(POPULAR.lines().filter(|line| !line.starts_with('#')).all(normal));
+    }
+}

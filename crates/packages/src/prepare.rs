@@ -1,0 +1,486 @@
+//! From what a call requires to a folder it can import from.
+//!
+//! Rule: three things can come of it, and the answer says which. The stack has it all; or what it lacks is added behind
+//! it; or, where the two contradict one another, the set takes the stack's place altogether.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use protocol::PackageUse;
+use sandbox::{Allowed, Landlock, Reaper};
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+
+use crate::cache::{Answer, Cache, Lease};
+use crate::error::{PackageError, Reason};
+use crate::installed::{Package, installed};
+use crate::installer::{Installer, Pin, Tool, pins};
+use crate::names;
+use crate::process::{Bounds, Starter};
+use crate::requirement::{Against, Parsed, Wanted, parse};
+
+/// Installers that run at the same time.
+const INSTALLERS: usize = 2;
+/// How long bytecode may take to compile.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(120);
+/// Requirements of one call.
+const MAX_REQUIREMENTS: usize = 64;
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct PackagesConfig {
+    /// Whether anything is installed at all.
+    pub allow_install: bool,
+    /// Where sets are kept.
+    pub directory: PathBuf,
+    /// The uv to install with; looked for beside the tree and on the path when not named, not used when empty.
+    pub uv: Option<PathBuf>,
+    /// The index's address, perhaps with credentials; the installer's own default when not named.
+    pub index: Option<String>,
+    /// How long resolving and installing may take together.
+    pub timeout: Duration,
+    /// Names that are never installed.
+    pub blocked: Vec<String>,
+    /// The only names that are installed, when there are any.
+    pub allowed: Vec<String>,
+    /// Names that are right although they look like a slip.
+    pub known: Vec<String>,
+    /// How long a file must have been on the index.
+    pub min_age: Option<Duration>,
+    /// A list of pins with hashes: nothing else is installed.
+    pub hashes: Option<PathBuf>,
+    /// What all sets may take on disk, in bytes.
+    pub cache_bytes: u64,
+    /// What one install may take, in bytes.
+    pub install_bytes: u64,
+    /// How many packages one install may bring.
+    pub install_packages: usize,
+}
+
+/// The Python that packages are for.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The tree's folder.
+    pub root: PathBuf,
+    /// The interpreter.
+    pub python: PathBuf,
+    /// The stack.
+    pub site: PathBuf,
+    /// `3.13.0`
+    pub version: String,
+}
+
+/// The packages of one Python tree.
+pub struct Packages {
+    config: PackagesConfig,
+    target: Target,
+    stack: OnceLock<Vec<Package>>,
+    /// Or why there is none.
+    workshop: Result<Workshop, PackageError>,
+    gates: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    installers: Semaphore,
+}
+
+struct Workshop {
+    cache: Cache,
+    installer: Installer,
+}
+
+/// What a call can import from while this is held.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Which of the three it is.
+    pub outcome: PackageUse,
+    /// `name==version` of what was installed for it, now or before.
+    pub installed: Vec<String>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// Whether nothing had to be installed.
+    pub remembered: bool,
+    set: Option<String>,
+    lease: Option<Lease>,
+}
+
+impl Prepared {
+    /// The folder to import from.
+    pub fn directory(&self) -> Option<&Path> {
+        self.lease.as_ref().map(|lease| lease.directory.as_path())
+    }
+
+    fn new(answer: Answer, lease: Option<Lease>, notes: Vec<String>) -> Self {
+        let outcome = match (&answer.set, answer.separate) {
+            (None, _) => PackageUse::Satisfied,
+            (Some(_), false) => PackageUse::Added,
+            (Some(_), true) => PackageUse::Separate,
+        };
+        Self { outcome, installed: answer.packages, notes, remembered: false, set: answer.set, lease }
+    }
+}
+
+impl Packages {
+    /// `landlock`: whether kernels are behind it.
+    pub fn new(config: PackagesConfig, target: Target, reaper: Arc<Reaper>, landlock: bool) -> Self {
+        let workshop = open_workshop(&config, &target, reaper, landlock);
+        if let Err(error) = &workshop {
+            tracing::info!(reason = %error, "packages can't be installed");
+        }
+        Self {
+            config,
+            target,
+            stack: OnceLock::new(),
+            workshop,
+            gates: Mutex::default(),
+            installers: Semaphore::new(INSTALLERS),
+        }
+    }
+
+    /// The folder that kernels must be able to read; made here, as a rule for it needs it to be there.
+    pub fn readable(config: &PackagesConfig) -> Option<PathBuf> {
+        let made = config.allow_install && crate::cache::make(&config.directory).is_ok();
+        made.then(|| Cache::sets_in(&config.directory))
+    }
+
+    /// Where sets are kept.
+    pub fn directory(&self) -> &Path {
+        &self.config.directory
+    }
+
+    /// What the tree carries. Read when first asked for: the first answer of a server must not wait for it.
+    pub fn stack(&self) -> &[Package] {
+        self.stack.get_or_init(|| installed(&self.target.site))
+    }
+
+    /// Makes what is required importable. `say` hears what is being done. Dropping the future ends an install.
+    ///
+    /// # Errors
+    /// The first requirement that is refused, or why there is no such set.
+    pub async fn prepare(
+        &self,
+        requirements: &[String],
+        deadline: Option<Instant>,
+        say: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<Prepared, PackageError> {
+        if requirements.len() > MAX_REQUIREMENTS {
+            let message = format!("{} requirements are more than the {MAX_REQUIREMENTS} that a call may have", requirements.len());
+            return Err(PackageError::new(Reason::TooMany, message));
+        }
+        let (mut wanted, mut notes) = (Vec::new(), Vec::new());
+        for text in requirements {
+            let (parsed, note) = parse(text)?;
+            notes.extend(note);
+            if let Parsed::Wanted(requirement) = parsed {
+                self.refuse(&requirement.name)?;
+                wanted.push(requirement);
+            }
+        }
+        wanted.sort_by_key(Wanted::line);
+        wanted.dedup();
+        let stack = self.stack();
+        if wanted.iter().all(|requirement| requirement.against(stack) == Against::Satisfied) {
+            return Ok(Prepared::new(Answer { set: None, separate: false, packages: Vec::new() }, None, notes));
+        }
+        let workshop = self.workshop.as_ref().map_err(Clone::clone)?;
+        let key = self.key_of(&wanted);
+        if let Some(found) = remembered(&workshop.cache, &key) {
+            return Ok(found.with(notes));
+        }
+        let timeout = Instant::now() + self.config.timeout;
+        let deadline = deadline.map_or(timeout, |deadline| deadline.min(timeout));
+        let _first = self.gate(&key).await;
+        if let Some(found) = remembered(&workshop.cache, &key) {
+            return Ok(found.with(notes));
+        }
+        let made = async {
+            let _place = self.installers.acquire().await;
+            self.make(workshop, &wanted, deadline, say).await
+        };
+        let (answer, lease) = tokio::time::timeout_at(deadline.into(), made).await.unwrap_or_else(|_| {
+            Err(PackageError::new(Reason::InstallTimeout, "installing took longer than INSTALL_TIMEOUT allows and was ended"))
+        })?;
+        workshop.cache.remember(&key, answer.clone());
+        Ok(Prepared::new(answer, lease, notes))
+    }
+
+    /// After the first use of a set: compiles its bytecode, so that the next import is faster.
+    pub fn used(self: &Arc<Self>, prepared: &Prepared) {
+        let (Ok(workshop), Some(set)) = (&self.workshop, prepared.set.clone()) else { return };
+        if !workshop.cache.takes_bytecode(&set) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let Ok(workshop) = &this.workshop else { return };
+            let Some(lease) = workshop.cache.lease(&set) else { return };
+            let bounds = Bounds {
+                deadline: Instant::now() + COMPILE_PATIENCE,
+                bytes: this.config.install_bytes,
+                watched: vec![lease.directory.clone()],
+            };
+            match workshop.installer.compile(&lease.directory, &bounds).await {
+                Ok(()) => workshop.cache.has_bytecode(&set),
+                Err(error) => tracing::warn!(%error, "bytecode was not compiled"),
+            }
+        });
+    }
+
+    /// What the operator's lists say to a name.
+    fn refuse(&self, name: &str) -> Result<(), PackageError> {
+        let has = |list: &[String]| list.iter().any(|listed| crate::installed::normal_form(listed) == name);
+        let in_stack = self.stack().iter().any(|package| package.name == name);
+        if has(&self.config.blocked) {
+            return Err(PackageError::new(Reason::Blocked, format!("{name} is in BLOCKED_PACKAGES and is not installed here")));
+        }
+        if in_stack || has(&self.config.allowed) {
+            return Ok(());
+        }
+        if !self.config.allowed.is_empty() {
+            let message = format!("{name} is not in ALLOWED_PACKAGES; there are {}", self.config.allowed.join(", "));
+            return Err(PackageError::new(Reason::NotAllowed, message));
+        }
+        match names::meant(name) {
+            Some(meant) if !has(&self.config.known) => Err(PackageError::new(
+                Reason::LikelyTyposquat,
+                format!("{name} is one slip away from the well-known {meant}: did you mean {meant}? An operator can put {name} in KNOWN_PACKAGES"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a brought package's name may not be, however it came.
+    fn refuse_brought(&self, pins: &[Pin]) -> Result<(), PackageError> {
+        let has = |list: &[String], pin: &Pin| list.iter().any(|listed| crate::installed::normal_form(listed) == pin.name);
+        if let Some(pin) = pins.iter().find(|pin| has(&self.config.blocked, pin)) {
+            let message = format!("{} is needed too, is in BLOCKED_PACKAGES and is not installed here", pin.name);
+            return Err(PackageError::new(Reason::Blocked, message));
+        }
+        let stray = |pin: &&Pin| !has(&self.config.allowed, pin) && !self.stack().iter().any(|package| package.name == pin.name);
+        if let Some(pin) = pins.iter().find(stray).filter(|_| !self.config.allowed.is_empty()) {
+            let message = format!("{} is needed too, and is not in ALLOWED_PACKAGES", pin.name);
+            return Err(PackageError::new(Reason::NotAllowed, message));
+        }
+        if pins.len() > self.config.install_packages {
+            let message = format!("it needs {} packages, more than the {} of MAX_INSTALL_PACKAGES", pins.len(), self.config.install_packages);
+            return Err(PackageError::new(Reason::TooMany, message));
+        }
+        Ok(())
+    }
+
+    async fn make(
+        &self,
+        workshop: &Workshop,
+        wanted: &[Wanted],
+        deadline: Instant,
+        say: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<(Answer, Option<Lease>), PackageError> {
+        let Workshop { cache, installer } = workshop;
+        let failed = |what: &str, error: std::io::Error| PackageError::new(Reason::Failed, format!("{what}: {error}"));
+        let work = cache.work().map_err(|error| failed("making a folder to install in", error))?;
+        let mut watched = vec![work.0.clone()];
+        watched.extend(installer.download_cache.clone());
+        let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched };
+        say("resolving");
+        let listed = self.listed()?;
+        let (pins, separate) = self.resolve(installer, &work.0, wanted, listed.as_ref(), &bounds).await?;
+        if pins.is_empty() {
+            return Ok((Answer { set: None, separate: false, packages: Vec::new() }, None));
+        }
+        self.refuse_brought(&pins)?;
+        let set = self.name_of(&pins, separate);
+        let answer = Answer { set: Some(set.clone()), separate, packages: pins.iter().map(Pin::line).collect() };
+        let _only = self.gate(&set).await;
+        if let Some(lease) = cache.lease(&set) {
+            return Ok((answer, Some(lease)));
+        }
+        say(&format!("installing {}", answer.packages.join(", ")));
+        let target = work.0.join("target");
+        let mut downloaded = 0;
+        let mut count = || {
+            downloaded += 1;
+            say(&format!("downloaded {} of {}", downloaded.min(pins.len()), pins.len()));
+        };
+        let installed = installer.install(&work.0, &pins, &target, &bounds, &mut count).await;
+        if matches!(&installed, Err(error) if error.reason == Reason::TooLarge)
+            && let Some(downloads) = &installer.download_cache
+        {
+            // The half of a bomb must not stay.
+            let _ = sandbox::remove(downloads);
+        }
+        installed?;
+        cache.publish(&target, &set).map_err(|error| failed("putting the packages in their place", error))?;
+        let lease = cache.lease(&set).ok_or_else(|| PackageError::new(Reason::Failed, "the packages went away at once"))?;
+        cache.make_room(installer.download_cache.as_deref());
+        say(&format!("installed {} packages", pins.len()));
+        Ok((answer, Some(lease)))
+    }
+
+    /// Versions with the stack as it is; where there are none, of everything in place of the stack.
+    async fn resolve(
+        &self,
+        installer: &Installer,
+        work: &Path,
+        wanted: &[Wanted],
+        listed: Option<&BTreeMap<String, Pin>>,
+        bounds: &Bounds,
+    ) -> Result<(Vec<Pin>, bool), PackageError> {
+        let stack = self.stack();
+        let nothing = BTreeMap::new();
+        let extra = listed.unwrap_or(&nothing);
+        let contradicts = wanted.iter().any(|requirement| requirement.against(stack) == Against::OtherVersion);
+        let mut first = Err(PackageError::new(Reason::NoSolution, ""));
+        if !contradicts {
+            first = installer.resolve(work, wanted, Some(stack), extra, bounds).await;
+        }
+        let (mut pins, separate) = match first {
+            Ok(pins) => (pins, false),
+            Err(error) if matches!(error.reason, Reason::NoSolution | Reason::NotFound | Reason::NoWheel) => {
+                (installer.resolve(work, wanted, None, extra, bounds).await?, true)
+            }
+            Err(error) => return Err(error),
+        };
+        if !separate {
+            pins.retain(|pin| !stack.iter().any(|package| package.name == pin.name && package.version == pin.version));
+        }
+        if let Some(listed) = listed {
+            for pin in &mut pins {
+                let known = listed.get(&pin.name).filter(|known| known.version == pin.version && !known.hashes.is_empty());
+                let known = known.ok_or_else(|| {
+                    PackageError::new(Reason::HashMissing, format!("{} has no hash in the operator's PACKAGE_HASHES", pin.line()))
+                })?;
+                pin.hashes.clone_from(&known.hashes);
+            }
+        }
+        if let Some(pin) = pins.iter().find(|pin| pin.hashes.is_empty()) {
+            return Err(PackageError::new(Reason::HashMissing, format!("the index gives no hash for {}", pin.line())));
+        }
+        pins.sort();
+        Ok((pins, separate))
+    }
+
+    /// The operator's list of hashes.
+    fn listed(&self) -> Result<Option<BTreeMap<String, Pin>>, PackageError> {
+        let Some(path) = &self.config.hashes else { return Ok(None) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| PackageError::new(Reason::Failed, format!("PACKAGE_HASHES can't be read: {}", error.kind())))?;
+        Ok(Some(pins(&text).into_iter().map(|pin| (pin.name.clone(), pin)).collect()))
+    }
+
+    /// One caller at a time; the others find what it has made.
+    async fn gate(&self, key: &str) -> OwnedMutexGuard<()> {
+        let gate = {
+            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+            gates.entry(key.to_owned()).or_default().clone()
+        };
+        gate.lock_owned().await
+    }
+
+    /// Python tag and platform.
+    fn tag(&self) -> String {
+        let mut version = self.target.version.split('.');
+        let (major, minor) = (version.next().unwrap_or_default(), version.next().unwrap_or_default());
+        format!("cp{major}{minor}-linux-{}", std::env::consts::ARCH)
+    }
+
+    /// Names what is asked for, and under which rules and beside which stack.
+    fn key_of(&self, wanted: &[Wanted]) -> String {
+        let mut hash = Sha256::new();
+        let stack = self.stack().iter().map(|package| format!("{}=={}", package.name, package.version));
+        let rules = [self.tag(), format!("{:?}", (&self.config.index, self.config.min_age, &self.config.hashes))];
+        for line in rules.into_iter().chain(wanted.iter().map(Wanted::line)).chain(["stack".to_owned()]).chain(stack) {
+            hash.update(line.as_bytes());
+            hash.update([0]);
+        }
+        format!("{:x}", hash.finalize())
+    }
+
+    /// Names a set by what is in it.
+    fn name_of(&self, pins: &[Pin], separate: bool) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.tag().as_bytes());
+        hash.update([u8::from(separate)]);
+        for pin in pins {
+            hash.update(pin.line().as_bytes());
+            for file in &pin.hashes {
+                hash.update(file.as_bytes());
+            }
+            hash.update([0]);
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+/// A set found again.
+struct Found(Answer, Option<Lease>);
+
+impl Found {
+    fn with(self, notes: Vec<String>) -> Prepared {
+        Prepared { remembered: true, ..Prepared::new(self.0, self.1, notes) }
+    }
+}
+
+fn remembered(cache: &Cache, key: &str) -> Option<Found> {
+    let answer = cache.answer(key)?;
+    match &answer.set {
+        None => Some(Found(answer, None)),
+        Some(set) => {
+            let lease = cache.lease(set)?;
+            Some(Found(answer, Some(lease)))
+        }
+    }
+}
+
+fn open_workshop(
+    config: &PackagesConfig,
+    target: &Target,
+    reaper: Arc<Reaper>,
+    landlock: bool,
+) -> Result<Workshop, PackageError> {
+    let off = |why: String| PackageError::new(Reason::InstallsOff, format!("packages can't be installed here: {why}"));
+    if !config.allow_install {
+        return Err(off("ALLOW_INSTALL is off; list_preinstalled_packages shows what is there".to_owned()));
+    }
+    let tool = find_tool(config, target).ok_or_else(|| off("there is neither uv nor the tree's pip".to_owned()))?;
+    // Kernels of other users can't write there, and Landlock lets none.
+    let guarded = sandbox::is_root() || landlock;
+    let cache = Cache::open(&config.directory, config.cache_bytes, guarded)
+        .map_err(|error| off(format!("PACKAGE_DIR can't be used: {error}")))?;
+    let work = cache.work_root();
+    let mut readable = vec![target.root.clone(), target.python.clone()];
+    readable.extend(std::fs::canonicalize(&target.root));
+    readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
+    if let Tool::Uv(program) = &tool {
+        readable.extend(std::fs::canonicalize(program));
+    }
+    // Processors, name servers, and what pip says of the system to the index.
+    readable.extend(["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from));
+    let installer = Installer {
+        starter: Starter {
+            reaper,
+            landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok(),
+            work: if cache.is_guarded() { config.directory.clone() } else { work.clone() },
+        },
+        tool,
+        python: target.python.clone(),
+        site: target.site.clone(),
+        index: config.index.clone(),
+        download_cache: cache.is_guarded().then(|| work.join("downloads")),
+        min_age: config.min_age,
+    };
+    Ok(Workshop { cache, installer })
+}
+
+/// uv where it is named, beside the tree or on the path; else the tree's pip.
+fn find_tool(config: &PackagesConfig, target: &Target) -> Option<Tool> {
+    let pip = || Some(target.root.join("pip.zip")).filter(|pip| pip.is_file()).map(Tool::Pip);
+    match &config.uv {
+        Some(none) if none.as_os_str().is_empty() => return pip(),
+        Some(uv) => return Some(Tool::Uv(uv.clone())),
+        None => {}
+    }
+    let beside = target.root.parent().map(|build| build.join("tools/bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let uv = beside.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("uv")).find(|uv| uv.is_file());
+    uv.map(Tool::Uv).or_else(pip)
+}

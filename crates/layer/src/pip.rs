@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::files::walk;
+use crate::files::{Entry, walk};
 use crate::run::run;
 use crate::{BuildError, package};
 
@@ -22,7 +22,7 @@ pub(crate) fn pack(uv: &Path, lock: &Path, python: &Path, work: &Path, tree: &Pa
     let mut compile = Command::new(python);
     compile.args(["-I", "-S", "-B", "-m", "compileall", "-q", "-b", "-j", "1", "--invalidation-mode", "unchecked-hash", "-s"]);
     run("compiling pip", compile.arg(&folder).arg(&folder))?;
-    for entry in walk(&folder)?.filter(|entry| entry.is_file()) {
+    for entry in walk(&folder)?.filter(Entry::is_file) {
         let extension = entry.path.extension().unwrap_or_default().to_string_lossy().into_owned();
         // Launchers for another system; sources that are compiled.
         let needless = extension == "exe" || extension == "py" && entry.path.with_extension("pyc").exists();

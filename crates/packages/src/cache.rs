@@ -137,7 +137,11 @@ impl Cache {
         if self.guarded {
             // As many as there are: each is a line. The file's age counts, also for other processes.
             let text = serde_json::to_vec(&answer).unwrap_or_default();
-            let part = self.root.join("answers").join(format!(".{}-{}", sandbox::process_id(), self.next.fetch_add(1, Ordering::Relaxed)));
+            let part = self.root.join("answers").join(format!(
+                ".{}-{}",
+                sandbox::process_id(),
+                self.next.fetch_add(1, Ordering::Relaxed)
+            ));
             let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, self.answer_file(requirements)));
             if let Err(error) = written {
                 tracing::warn!(%error, "what requirements came to could not be written down");

@@ -117,10 +117,7 @@ impl Installer {
         on_download: &mut (dyn FnMut() + Send),
     ) -> Result<(), PackageError> {
         let lock = work.join("lock.txt");
-        let lines = pins.iter().map(|pin| {
-            let hashes = pin.hashes.iter().map(|hash| format!(" --hash={hash}")).collect::<String>();
-            format!("{}{hashes}", pin.line())
-        });
+        let lines = pins.iter().map(|pin| pin.hashes.iter().fold(pin.line(), |line, hash| line + " --hash=" + hash));
         write(&lock, lines)?;
         let mut command = self.command(work, false);
         match &self.tool {
@@ -134,7 +131,9 @@ impl Installer {
         command.args(["--no-deps", "--require-hashes", "--only-binary", ":all:", "--target"]).arg(target).arg("-r").arg(&lock);
         let mut hear = |line: &str| {
             // uv says so of large files, pip of each.
-            if line.trim_start().starts_with("Downloaded ") || line.trim_start().starts_with("Downloading ") && line.contains(".whl") {
+            if line.trim_start().starts_with("Downloaded ")
+                || line.trim_start().starts_with("Downloading ") && line.contains(".whl")
+            {
                 on_download();
             }
         };
@@ -216,14 +215,43 @@ impl Installer {
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let reason = match () {
             () if has(&["Hash mismatch", "DO NOT MATCH THE HASHES", "hash mismatch"]) => Reason::HashMismatch,
-            () if has(&["no wheels", "no usable wheels", "no matching wheel", "Building source distributions", "building from source is disabled"]) => {
+            () if has(&[
+                "no wheels",
+                "no usable wheels",
+                "no matching wheel",
+                "Building source distributions",
+                "building from source is disabled",
+            ]) =>
+            {
                 Reason::NoWheel
             }
-            () if has(&["error sending request", "Failed to fetch", "Connection refused", "ConnectionError", "ConnectTimeout", "timed out", "NewConnectionError", "request or response body error", "error decoding response body", "IncompleteRead", "Failed to download", "401", "403 "]) =>
+            () if has(&[
+                "error sending request",
+                "Failed to fetch",
+                "Connection refused",
+                "ConnectionError",
+                "ConnectTimeout",
+                "timed out",
+                "NewConnectionError",
+                "request or response body error",
+                "error decoding response body",
+                "IncompleteRead",
+                "Failed to download",
+                "401",
+                "403 ",
+                "network connectivity",
+            ]) =>
             {
                 Reason::IndexUnreachable
             }
-            () if has(&["not found in the package registry", "No matching distribution found", "there is no version of", "was not found in the", "only the following versions"]) => {
+            () if has(&[
+                "not found in the package registry",
+                "No matching distribution found",
+                "there is no version of",
+                "was not found in the",
+                "only the following versions",
+            ]) =>
+            {
                 Reason::NotFound
             }
             () if has(&["No solution found", "ResolutionImpossible"]) => Reason::NoSolution,
@@ -257,7 +285,8 @@ impl Installer {
 }
 
 fn without_label(line: &str) -> &str {
-    let labels = ["error:", "ERROR:", "cause:", "No solution found when resolving dependencies", "\u{d7}", "\u{2570}\u{2500}\u{25b6}"];
+    let labels =
+        ["error:", "ERROR:", "cause:", "No solution found when resolving dependencies", "\u{d7}", "\u{2570}\u{2500}\u{25b6}"];
     labels.iter().fold(line.trim(), |line, label| line.strip_prefix(label).unwrap_or(line).trim())
 }
 
@@ -276,16 +305,9 @@ fn decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((first, tail)) = rest.split_first() {
         let hex = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        match hex.filter(|_| *first == b'%') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        let escaped = hex.filter(|_| *first == b'%');
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -380,7 +402,7 @@ mod tests {
     fn moments_are_written_as_indexes_read_them() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(rfc3339(1_795_614_062), "2026-11-25T14:21:02Z");
+        assert_eq!(rfc3339(1_795_614_062), "2026-11-25T13:41:02Z");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! short-lived process outside of the sandbox, into a folder of its own that is complete or not there; code never runs
 //! beside a half-mixed set of versions.
 
+mod archive;
 mod cache;
 mod error;
 mod installed;
@@ -12,8 +13,9 @@ mod names;
 mod prepare;
 mod process;
 mod requirement;
+mod shared;
 
 pub use error::{PackageError, Reason};
 pub use installed::{Package, installed};
-pub use requirement::name_of;
 pub use prepare::{Packages, PackagesConfig, Prepared, Target};
+pub use requirement::name_of;

@@ -88,9 +88,9 @@ pub(crate) fn meant(name: &str) -> Option<&'static str> {
         return None;
     }
     let looks = look(name);
-    popular().filter(|known| known.len() >= MIN_LENGTH).find(|known| {
-        look(known) == looks || known.len().abs_diff(name.len()) <= 1 && strsim::osa_distance(known, name) == 1
-    })
+    popular()
+        .filter(|known| known.len() >= MIN_LENGTH)
+        .find(|known| look(known) == looks || known.len().abs_diff(name.len()) <= 1 && strsim::osa_distance(known, name) == 1)
 }
 
 /// What a name looks like at a glance.
@@ -104,16 +104,34 @@ mod tests {
 
     #[test]
     fn a_slip_away_from_a_well_known_name_is_seen() {
-        for (slip, name) in
-            [("reqeusts", "requests"), ("requets", "requests"), ("numpyy", "numpy"), ("nurnpy", "numpy"), ("c0lorama", "colorama"), ("python-dateutils", "python-dateutil"), ("scikitlearn", "scikit-learn")]
-        {
+        for (slip, name) in [
+            ("reqeusts", "requests"),
+            ("requets", "requests"),
+            ("numpyy", "numpy"),
+            ("nurnpy", "numpy"),
+            ("c0lorama", "colorama"),
+            ("python-dateutils", "python-dateutil"),
+            ("scikitlearn", "scikit-learn"),
+        ] {
             assert_eq!(meant(slip), Some(name), "{slip}");
         }
     }
 
     #[test]
     fn well_known_and_unrelated_names_are_left_alone() {
-        for name in ["requests", "tomli", "toml", "ujson", "orjson", "humanize", "my-company-tools", "boto3", "botocore", "httpx", "attrs"] {
+        for name in [
+            "requests",
+            "tomli",
+            "toml",
+            "ujson",
+            "orjson",
+            "humanize",
+            "my-company-tools",
+            "boto3",
+            "botocore",
+            "httpx",
+            "attrs",
+        ] {
             assert_eq!(meant(name), None, "{name}");
         }
     }

@@ -20,6 +20,7 @@ use crate::installer::{Installer, Pin, Tool, pins};
 use crate::names;
 use crate::process::{Bounds, Starter};
 use crate::requirement::{Against, Parsed, Wanted, parse};
+use crate::shared::SharedSets;
 
 /// Installers that run at the same time.
 const INSTALLERS: usize = 2;
@@ -57,6 +58,8 @@ pub struct PackagesConfig {
     pub install_bytes: u64,
     /// How many packages one install may bring.
     pub install_packages: usize,
+    /// The bucket where sets are shared with other environments.
+    pub s3_bucket: Option<String>,
 }
 
 /// The Python that packages are for.
@@ -79,6 +82,7 @@ pub struct Packages {
     stack: OnceLock<Vec<Package>>,
     /// Or why there is none.
     workshop: Result<Workshop, PackageError>,
+    shared: Arc<SharedSets>,
     gates: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     installers: Semaphore,
 }
@@ -126,11 +130,13 @@ impl Packages {
         if let Err(error) = &workshop {
             tracing::info!(reason = %error, "packages can't be installed");
         }
+        let shared = Arc::new(SharedSets::new(config.s3_bucket.clone()));
         Self {
             config,
             target,
             stack: OnceLock::new(),
             workshop,
+            shared,
             gates: Mutex::default(),
             installers: Semaphore::new(INSTALLERS),
         }
@@ -163,7 +169,8 @@ impl Packages {
         say: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Prepared, PackageError> {
         if requirements.len() > MAX_REQUIREMENTS {
-            let message = format!("{} requirements are more than the {MAX_REQUIREMENTS} that a call may have", requirements.len());
+            let message =
+                format!("{} requirements are more than the {MAX_REQUIREMENTS} that a call may have", requirements.len());
             return Err(PackageError::new(Reason::TooMany, message));
         }
         let (mut wanted, mut notes) = (Vec::new(), Vec::new());
@@ -242,7 +249,9 @@ impl Packages {
         match names::meant(name) {
             Some(meant) if !has(&self.config.known) => Err(PackageError::new(
                 Reason::LikelyTyposquat,
-                format!("{name} is one slip away from the well-known {meant}: did you mean {meant}? An operator can put {name} in KNOWN_PACKAGES"),
+                format!(
+                    "{name} is one slip away from the well-known {meant}: did you mean {meant}? An operator can put {name} in KNOWN_PACKAGES"
+                ),
             )),
             _ => Ok(()),
         }
@@ -261,7 +270,11 @@ impl Packages {
             return Err(PackageError::new(Reason::NotAllowed, message));
         }
         if pins.len() > self.config.install_packages {
-            let message = format!("it needs {} packages, more than the {} of MAX_INSTALL_PACKAGES", pins.len(), self.config.install_packages);
+            let message = format!(
+                "it needs {} packages, more than the {} of MAX_INSTALL_PACKAGES",
+                pins.len(),
+                self.config.install_packages
+            );
             return Err(PackageError::new(Reason::TooMany, message));
         }
         Ok(())
@@ -293,8 +306,12 @@ impl Packages {
         if let Some(lease) = cache.lease(&set) {
             return Ok((answer, Some(lease)));
         }
-        say(&format!("installing {}", answer.packages.join(", ")));
         let target = work.0.join("target");
+        if self.shared.fetch(&set, &work.0, &target, self.config.install_bytes).await {
+            say(&format!("fetched {}", answer.packages.join(", ")));
+            return Ok((answer, Some(publish(cache, &target, &set)?)));
+        }
+        say(&format!("installing {}", answer.packages.join(", ")));
         let mut downloaded = 0;
         let mut count = || {
             downloaded += 1;
@@ -308,8 +325,15 @@ impl Packages {
             let _ = sandbox::remove(downloads);
         }
         installed?;
-        cache.publish(&target, &set).map_err(|error| failed("putting the packages in their place", error))?;
-        let lease = cache.lease(&set).ok_or_else(|| PackageError::new(Reason::Failed, "the packages went away at once"))?;
+        if !cache.is_guarded() {
+            // Before any code can have written to it.
+            self.shared.keep(&set, &target, &work.0).await;
+        }
+        let lease = publish(cache, &target, &set)?;
+        if cache.is_guarded() && self.shared.is_there() {
+            let (shared, set, folder) = (self.shared.clone(), set.clone(), lease.directory.clone());
+            tokio::spawn(async move { shared.keep(&set, &folder, &work.0).await });
+        }
         cache.make_room(installer.download_cache.as_deref());
         say(&format!("installed {} packages", pins.len()));
         Ok((answer, Some(lease)))
@@ -411,6 +435,14 @@ impl Packages {
     }
 }
 
+/// Gives a new set its place, and takes it into use.
+fn publish(cache: &Cache, target: &Path, set: &str) -> Result<Lease, PackageError> {
+    cache
+        .publish(target, set)
+        .map_err(|error| PackageError::new(Reason::Failed, format!("putting the packages in their place: {error}")))?;
+    cache.lease(set).ok_or_else(|| PackageError::new(Reason::Failed, "the packages went away at once"))
+}
+
 /// A set found again.
 struct Found(Answer, Option<Lease>);
 
@@ -454,7 +486,9 @@ fn open_workshop(
         readable.extend(std::fs::canonicalize(program));
     }
     // Processors, name servers, and what pip says of the system to the index.
-    readable.extend(["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from));
+    readable.extend(
+        ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
+    );
     let installer = Installer {
         starter: Starter {
             reaper,

@@ -142,7 +142,9 @@ mod tests {
 
     #[test]
     fn names_to_import_become_names_to_install_with_a_note() {
-        for (given, taken) in [("sklearn", "scikit-learn"), ("cv2", "opencv-python-headless"), ("PIL", "pillow"), ("yaml>6", "pyyaml>6")] {
+        for (given, taken) in
+            [("sklearn", "scikit-learn"), ("cv2", "opencv-python-headless"), ("PIL", "pillow"), ("yaml>6", "pyyaml>6")]
+        {
             assert_eq!(line(given), taken);
             assert!(parse(given).expect(given).1.expect("a note").contains("was taken"), "{given}");
         }

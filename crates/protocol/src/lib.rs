@@ -11,5 +11,7 @@ pub use limits::{
     CpuSeconds, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES,
     DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
 };
-pub use outcome::{Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, PackageReport, PackageUse, Stream};
+pub use outcome::{
+    Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, PackageReport, PackageUse, Stream,
+};
 pub use request::{ArgumentError, CallDefaults, CellRequest, ExecuteArguments, PackagePath, Policy};

@@ -6,8 +6,8 @@
 
 mod cgroup;
 mod descriptors;
-mod kill;
 mod installer;
+mod kill;
 mod landlock;
 mod nagle;
 mod proc;

@@ -64,7 +64,10 @@ pub(crate) struct InstalledPackage {
 /// The first argument that can't be used.
 pub(crate) fn requirements(arguments: &Map<String, Value>) -> Result<Vec<String>, ArgumentError> {
     if let Some(name) = arguments.keys().find(|name| !["packages", "package", "version"].contains(&name.as_str())) {
-        return Err(ArgumentError::new(name, "is not an argument of install_packages; it takes packages, or package and version"));
+        return Err(ArgumentError::new(
+            name,
+            "is not an argument of install_packages; it takes packages, or package and version",
+        ));
     }
     let text = |field: &str| match arguments.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -149,7 +152,8 @@ impl Interpreter {
     fn installed(&self, text: &str, prepared: &Prepared, started: Instant) -> InstalledPackage {
         let name = packages::name_of(text);
         let of_set = prepared.installed.iter().find_map(|pin| pin.strip_prefix(&format!("{name}=="))).map(str::to_owned);
-        let of_stack = || self.packages().stack().iter().find(|package| package.name == name).map(|package| package.version.clone());
+        let of_stack =
+            || self.packages().stack().iter().find(|package| package.name == name).map(|package| package.version.clone());
         let already_installed = of_set.is_none() || prepared.remembered;
         InstalledPackage {
             package: text.to_owned(),

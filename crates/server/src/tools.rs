@@ -6,7 +6,8 @@ use std::time::Duration;
 use interpreter::Engine;
 use packages::{Package, Packages, PackagesConfig, Prepared, Target};
 use protocol::{
-    ArgumentError, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse, Policy, Stream,
+    ArgumentError, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse, Policy,
+    Stream,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -55,12 +56,8 @@ impl Interpreter {
     ) -> Arc<Self> {
         let defaults = CallDefaults { limits: engine.limits(), max_timeout, policy };
         let tree = engine.tree();
-        let target = Target {
-            root: tree.root().to_owned(),
-            python: tree.python(),
-            site: tree.site(),
-            version: tree.python_version(),
-        };
+        let target =
+            Target { root: tree.root().to_owned(), python: tree.python(), site: tree.site(), version: tree.python_version() };
         let packages = Arc::new(Packages::new(packages, target, engine.reaper(), engine.has_landlock()));
         Arc::new(Self { engine, defaults, packages, door_layers })
     }
@@ -127,7 +124,12 @@ impl Interpreter {
         EnvironmentInfo {
             platform: environment::platform(),
             temp_dir: std::env::temp_dir().display().to_string(),
-            installed_packages: self.packages.stack().iter().map(|package| format!("{}=={}", package.name, package.version)).collect(),
+            installed_packages: self
+                .packages
+                .stack()
+                .iter()
+                .map(|package| format!("{}=={}", package.name, package.version))
+                .collect(),
             available_memory: environment::available_memory(),
             limits: LimitsInfo::new(&self.defaults.limits, self.defaults.max_timeout),
             policy: self.defaults.policy,

@@ -135,6 +135,9 @@ struct PackageSettings {
     /// How many packages one install may bring.
     #[arg(long, env = "MAX_INSTALL_PACKAGES", default_value = "100")]
     max_install_packages: usize,
+    /// A bucket in which installed packages are kept for other environments, under code-interpreter/packages.
+    #[arg(long, env = "S3_BUCKET")]
+    s3_bucket: Option<String>,
 }
 
 /// Settings of the Lambda function's door.
@@ -257,6 +260,7 @@ impl EngineSettings {
             cache_bytes: of.package_cache_mb << 20,
             install_bytes: of.max_install_mb << 20,
             install_packages: of.max_install_packages,
+            s3_bucket: of.s3_bucket.clone().filter(|bucket| !bucket.is_empty()),
         })
     }
 

@@ -35,6 +35,8 @@ struct Entry {
 struct State {
     /// By package.
     entries: HashMap<String, Vec<Entry>>,
+    /// What a package needs.
+    requires: HashMap<String, Vec<String>>,
     served: Vec<String>,
     credentials: Option<String>,
 }
@@ -46,17 +48,25 @@ pub(crate) struct Index {
     state: Arc<Mutex<State>>,
 }
 
+fn metadata(name: &str, version: &str, requires: &[String]) -> String {
+    requires.iter().fold(format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"), |mut text, requirement| {
+        let _ = writeln!(text, "Requires-Dist: {requirement}");
+        text
+    })
+}
+
 /// A wheel of these files.
 pub(crate) fn wheel(name: &str, version: &str, requires: &[&str], files: &[(&str, &str)]) -> Vec<u8> {
+    pack(name, version, requires, files, 0)
+}
+
+/// With a file of so many times 8 MB of nothing.
+fn pack(name: &str, version: &str, requires: &[&str], files: &[(&str, &str)], zeros: usize) -> Vec<u8> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     let mut record = String::new();
     let info = format!("{}-{version}.dist-info", name.replace('-', "_"));
-    let requires = requires.iter().fold(String::new(), |mut text, requirement| {
-        let _ = writeln!(text, "Requires-Dist: {requirement}");
-        text
-    });
     let metadata = [
-        (format!("{info}/METADATA"), format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")),
+        (format!("{info}/METADATA"), metadata(name, version, &requires.iter().map(ToString::to_string).collect::<Vec<_>>())),
         (format!("{info}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n".to_owned()),
     ];
     let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).chain(metadata);
@@ -64,6 +74,14 @@ pub(crate) fn wheel(name: &str, version: &str, requires: &[&str], files: &[(&str
         archive.start_file(&name, SimpleFileOptions::default()).unwrap();
         archive.write_all(text.as_bytes()).unwrap();
         let _ = writeln!(record, "{name},,");
+    }
+    if zeros > 0 {
+        archive.start_file("bomb.bin", SimpleFileOptions::default()).unwrap();
+        let nothing = vec![0; 8 << 20];
+        for _ in 0..zeros {
+            archive.write_all(&nothing).unwrap();
+        }
+        let _ = writeln!(record, "bomb.bin,,");
     }
     let _ = writeln!(record, "{info}/RECORD,,");
     archive.start_file(format!("{info}/RECORD"), SimpleFileOptions::default()).unwrap();
@@ -73,14 +91,7 @@ pub(crate) fn wheel(name: &str, version: &str, requires: &[&str], files: &[(&str
 
 /// A wheel that is small, and of two gigabytes when unpacked.
 pub(crate) fn bomb(name: &str) -> Vec<u8> {
-    let small = wheel(name, "1.0", &[], &[]);
-    let mut archive = ZipWriter::new_append(Cursor::new(small)).unwrap();
-    archive.start_file("bomb.bin", SimpleFileOptions::default()).unwrap();
-    let zeros = vec![0; 8 << 20];
-    for _ in 0..256 {
-        archive.write_all(&zeros).unwrap();
-    }
-    archive.finish().unwrap().into_inner()
+    pack(name, "1.0", &[], &[], 256)
 }
 
 impl Index {
@@ -110,6 +121,8 @@ impl Index {
 
     /// A wheel with one module that holds its version.
     pub(crate) fn add_module(&self, package: &str, version: &str, requires: &[&str]) {
+        let needs = requires.iter().map(ToString::to_string).collect();
+        self.state.lock().unwrap().requires.insert(package.to_owned(), needs);
         let module = package.replace('-', "_");
         let text = format!("__version__ = {version:?}\n");
         let bytes = wheel(package, version, requires, &[(&format!("{module}/__init__.py"), &text)]);
@@ -160,7 +173,16 @@ impl Index {
                 let status = if page.is_some() { "200 OK" } else { "404 Not Found" };
                 let page = page.unwrap_or_default();
                 let kind = "application/vnd.pypi.simple.v1+json";
-                write!(stream, "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{page}", page.len()).ok()?;
+                write!(stream, "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{page}", page.len())
+                    .ok()?;
+                continue;
+            }
+            // What a wheel says of itself, so that resolving needs no download: PEP 658.
+            if let Some(wheel) = name.strip_suffix(".metadata") {
+                let (package, version) = (wheel.split('-').next()?.replace('_', "-"), wheel.split('-').nth(1)?);
+                let requires = self.state.lock().unwrap().requires.get(&package).cloned().unwrap_or_default();
+                let text = metadata(&package, version, &requires);
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).ok()?;
                 continue;
             }
             let entry = self.state.lock().unwrap().entries.values().flatten().find(|entry| entry.file == name).cloned()?;
@@ -193,6 +215,7 @@ impl Index {
             serde_json::json!({
                 "filename": entry.file, "url": url, "hashes": {"sha256": format!("{hash:x}")},
                 "upload-time": entry.uploaded, "size": entry.bytes.len(),
+                "core-metadata": entry.file.ends_with(".whl"),
             })
         });
         let page = serde_json::json!({

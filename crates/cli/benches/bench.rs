@@ -170,6 +170,81 @@ async fn layers_on_and_off() -> [(&'static str, f64, &'static str); 4] {
     ]
 }
 
+/// Milliseconds of one program's run.
+fn time(command: &mut Command) -> f64 {
+    let from = Instant::now();
+    assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    from.elapsed().as_secs_f64() * 1e3
+}
+
+/// `pip install --target` with nothing in its cache, then a fresh interpreter with it.
+fn with_pip(requirement: &str, code: &str) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let pip = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/tools/bin/pip");
+    let target = folder.path().join("target");
+    let mut install = Command::new(pip);
+    install.args(["install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "--only-binary", ":all:"]);
+    let minor = python_minor();
+    install.args(["--python-version", &minor, "--target"]).arg(&target).arg(requirement);
+    let installing = time(&mut install);
+    let code = format!("import sys; sys.path.insert(0, {:?})\n{code}", target.display().to_string());
+    let once = || time(Command::new(tree().join("python/bin/python3")).args(["-I", "-S", "-c", &code]));
+    once();
+    (installing, median((0..5).map(|_| once()).collect()))
+}
+
+/// `3.13`
+fn python_minor() -> String {
+    let text = std::fs::read_to_string(tree().join("tree.json")).unwrap();
+    let tree: Value = serde_json::from_str(&text).unwrap();
+    tree["python_version"].as_str().unwrap().split('.').take(2).collect::<Vec<_>>().join(".")
+}
+
+/// Packages: each row beside `pip install --target` doing the same.
+async fn packages() -> Vec<(&'static str, f64, Option<f64>)> {
+    const SMALL: (&str, &str) = ("humanize", "import humanize");
+    const OTHER: (&str, &str) = ("pandas==2.3.3", "import pandas");
+    let call = async |sender: &mut SendRequest<Full<Bytes>>, (requirement, code): (&str, &str)| {
+        let from = Instant::now();
+        call(sender, "execute_python", json!({"code": code, "requirements": [requirement]})).await;
+        from.elapsed().as_secs_f64() * 1e3
+    };
+    let (small_pip, small_import) = with_pip(SMALL.0, SMALL.1);
+    let (other_pip, other_import) = with_pip(OTHER.0, OTHER.1);
+    let mut cold = [Vec::new(), Vec::new()];
+    let mut rows = Vec::new();
+    for round in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("packages").display().to_string();
+        let server = start_with(&[("PACKAGE_DIR", &directory)]);
+        let mut sender = connect(&server.address).await;
+        run(&mut sender, PRINT).await;
+        cold[0].push(call(&mut sender, SMALL).await);
+        cold[1].push(call(&mut sender, OTHER).await);
+        if round == 2 {
+            let compiled = Path::new(&directory).join("compiled");
+            while std::fs::read_dir(&compiled).map_or(0, Iterator::count) < 2 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let mut remembered = [Vec::new(), Vec::new(), Vec::new()];
+            for _ in 0..15 {
+                for (which, what) in [SMALL, (SMALL.0, "1"), OTHER].into_iter().enumerate() {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    remembered[which].push(call(&mut sender, what).await);
+                }
+            }
+            let [small, nothing, other] = remembered.map(median);
+            rows.push(("humanize remembered, without its import", nothing, None));
+            rows.push(("humanize remembered, with it", small, Some(small_import)));
+            rows.push(("pandas==2.3.3 remembered, with its import", other, Some(other_import)));
+        }
+    }
+    let [small, other] = cold.map(median);
+    rows.insert(0, ("humanize, never seen before", small, Some(small_pip)));
+    rows.insert(1, ("pandas==2.3.3, never seen before", other, Some(other_pip)));
+    rows
+}
+
 fn resident_mb(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -225,6 +300,10 @@ async fn main() {
     drop(server);
     for (name, value, unit) in layers_on_and_off().await {
         row(name, value, unit, None);
+    }
+    println!("{:<42} {:>19} {:>10}", "packages", "", "pip install --target, or a fresh python with it");
+    for (name, value, beside) in packages().await {
+        row(name, value, "ms", beside);
     }
     println!("{}", Value::Array(rows));
 }

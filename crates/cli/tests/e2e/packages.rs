@@ -325,3 +325,58 @@ async fn an_ordinary_user_installs_with_pip_and_a_function_does_not_keep_what_co
         }
     }
 }
+
+/// A real S3 server for one test, with one bucket.
+async fn s3(root: &std::path::Path) -> String {
+    std::fs::create_dir_all(root.join("shared")).unwrap();
+    let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
+    builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "of-the-bucket"));
+    let service = builder.build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(stream, service.clone()));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_one_is_built_anew() {
+    let bucket = tempfile::tempdir().unwrap();
+    let endpoint = s3(bucket.path()).await;
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let url = index.url();
+    let settings = [
+        ("PACKAGE_INDEX", &*url),
+        ("S3_BUCKET", "shared"),
+        ("AWS_ENDPOINT_URL", &*endpoint),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "of-the-bucket"),
+        ("AWS_REGION", "eu-west-1"),
+    ];
+    let code = "import good_one, os; print(good_one.__version__, 'of-the-bucket' in str(os.environ))";
+    let sets = bucket.path().join("shared/code-interpreter/packages/v1");
+    let objects = || std::fs::read_dir(&sets).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
+    for (round, times_built) in ["built", "fetched", "built anew"].into_iter().zip([1, 1, 2]) {
+        let shop = Shop::open(Home::Caller, Tool::Uv, &settings);
+        let result = shop.run(&["good-one"], code).await;
+        assert_eq!(result["stdout"], "1.0 False\n", "{round}: {result}");
+        assert_eq!(index.times_served("good_one-1.0-py3-none-any.whl"), times_built, "{round}");
+        let started = Instant::now();
+        while objects().is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(30), "nothing was offered to the bucket");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if round == "fetched" {
+            std::fs::write(&objects()[0], "spoilt").unwrap();
+        }
+    }
+    // Out of order altogether: the call works all the same.
+    let broken = [&settings[..2], &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")], &settings[3..]].concat();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &broken);
+    assert_eq!(shop.run(&["good-one"], code).await["stdout"], "1.0 False\n");
+}

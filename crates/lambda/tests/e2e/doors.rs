@@ -132,3 +132,29 @@ fn sigterm_ends_the_function_and_all_it_has_made() {
     assert_eq!(alive(), 0, "processes of the function");
     assert_eq!(std::fs::read_dir(function.temporary.path()).unwrap().count(), 0, "the engine cleans up after itself");
 }
+
+/// From the real index, with the tree's pip: what is wiped after each call leaves packages alone, and what code has written
+/// into them is not used again.
+#[test]
+fn installed_packages_outlive_a_call_and_what_code_changes_in_them_does_not() {
+    let certificates = std::env::var("SSL_CERT_FILE").unwrap_or_default();
+    let mut settings = vec![("UV", "")];
+    settings.extend((!certificates.is_empty()).then_some(("SSL_CERT_FILE", &*certificates)));
+    let function = Function::with(&settings, &[]);
+    let mut installed = Vec::new();
+    for _ in 0..2 {
+        let (_, _, text) = function.post("/lambda/mcp/", &[], &call("install_packages", &json!({"packages": ["humanize"]})));
+        let report = message(&text)["result"]["structuredContent"].clone();
+        assert_eq!(report["success"], true, "{text}");
+        installed.push(report["packages"][0]["already_installed"].clone());
+        let result =
+            function.run_with(&json!({"code": "import humanize; humanize.intword(10**6)", "requirements": ["humanize"]}), &[]);
+        assert_eq!((&result["result"], &result["packages"]["outcome"]), (&json!("'1.0 million'"), &json!("added")), "{result}");
+    }
+    assert_eq!(installed, [false, true]);
+    let spoil = "import humanize; open(humanize.__file__, 'w').write('intword = lambda n: \"evil\"')";
+    assert_eq!(function.run_with(&json!({"code": spoil, "requirements": ["humanize"]}), &[])["success"], true);
+    let result =
+        function.run_with(&json!({"code": "import humanize; humanize.intword(10**6)", "requirements": ["humanize"]}), &[]);
+    assert_eq!(result["result"], "'1.0 million'", "{result}");
+}

@@ -19,6 +19,8 @@ use sha2::{Digest, Sha256};
 
 use crate::process::size;
 
+/// The sets, and what is nobody else's to see.
+const FOLDERS: [&str; 5] = ["sets", "work", "marks", "answers", "compiled"];
 /// Folders of single processes, where code can write to them.
 const OWN_PREFIX: &str = "of-";
 /// After this long a set of requirements is resolved anew: newer versions may be out.
@@ -65,10 +67,22 @@ impl Drop for Work {
     }
 }
 
+impl Drop for Cache {
+    /// A folder of this process alone ends with it.
+    fn drop(&mut self) {
+        let Some(shared) = self.root.parent().filter(|_| !self.guarded) else { return };
+        let _ = sandbox::remove(&self.root);
+        // And what is empty around it.
+        for folder in FOLDERS.map(|folder| shared.join(folder)).iter().map(PathBuf::as_path).chain([shared]) {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
 impl Cache {
     /// Where the sets are: what kernels must be able to read.
     pub(crate) fn sets_in(root: &Path) -> PathBuf {
-        root.join("sets")
+        root.join(FOLDERS[0])
     }
 
     /// Opens the folder, and makes it where it is not there. Where user code can write to it, each process has an empty
@@ -316,7 +330,7 @@ pub(crate) fn make(root: &Path) -> io::Result<()> {
     // Passed through by kernels of other users, and listed by nobody: names of sets are not theirs to see.
     folder(root, 0o711)?;
     folder(&Cache::sets_in(root), 0o711)?;
-    for private in ["work", "marks", "answers", "compiled"] {
+    for private in &FOLDERS[1..] {
         folder(&root.join(private), 0o700)?;
     }
     Ok(())

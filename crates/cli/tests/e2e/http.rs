@@ -56,7 +56,7 @@ async fn both_protocol_eras_are_spoken() {
     let headers = [JSON, ("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/list")];
     let (status, answer) = server.request("POST", "/mcp", &headers, body.to_string()).await;
     let answer = last_event(&answer);
-    assert_eq!((status, answer["result"]["tools"].as_array().unwrap().len()), (200, 3), "{answer}");
+    assert_eq!((status, answer["result"]["tools"].as_array().unwrap().len()), (200, 4), "{answer}");
     assert!(answer["result"]["ttlMs"].as_u64().unwrap() > 0);
 }
 
@@ -111,7 +111,7 @@ async fn bad_arguments_are_invalid_params_that_name_the_field() {
         (json!({"code": "1", "timeout": "9"}), "timeout: must be a number of seconds, not a string"),
         (
             json!({"code": "1", "session_id": ["a"]}),
-            "session_id: is not an argument of execute_python; it takes code, timeout, input_data and policy",
+            "session_id: is not an argument of execute_python; it takes code, timeout, input_data, requirements and policy",
         ),
     ] {
         let answer = server.call("execute_python", arguments).await;

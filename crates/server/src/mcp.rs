@@ -104,8 +104,9 @@ impl ServerHandler for McpServer {
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
         let result = match &*request.name {
-            EXECUTE => self.execute(arguments, context).await?,
-            INSTALL | INSTALL_ALIAS => self.install(&arguments, context).await?,
+            // Boxed: with an install in it a call is large, and most of the time it is another.
+            EXECUTE => Box::pin(self.execute(arguments, context)).await?,
+            INSTALL | INSTALL_ALIAS => Box::pin(self.install(&arguments, context)).await?,
             PACKAGES => {
                 refuse_arguments(&arguments)?;
                 structured(&self.0.list_packages(), true)?

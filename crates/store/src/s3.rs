@@ -8,6 +8,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use tokio::io::AsyncWriteExt;
 
@@ -48,7 +49,7 @@ impl S3 {
         let damaged = || StoreError::Damaged(key.to_owned());
         let mut object = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
             Ok(object) => object,
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => return Ok(false),
+            Err(error) if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) => return Ok(false),
             Err(error) => return Err(StoreError::Service(DisplayErrorContext(error).to_string())),
         };
         let wanted = object.metadata().and_then(|metadata| metadata.get(DIGEST)).cloned().ok_or_else(damaged)?;

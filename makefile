@@ -67,6 +67,7 @@ layer.test: layer.native tree aws ## Unpack this machine's layer at its final pl
 	@cargo build --quiet -p lambda --example local_gateway
 	@etc/local_lambda.sh sh -c '\
 	  layer/check_deployment.py "$$BASE_URL" layer/check.py && \
+	  layer/check_deployment.py "$$BASE_URL" layer/check_install.py humanize && \
 	  "$$PYTHON_TREE/python/bin/python3" -I -S -B layer/sweep.py "$$PYTHON_TREE" build/tree'
 
 layer.test.arm64: ## Use every package of the arm64 layer under qemu-user

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Runs a file in a deployment: check_deployment.py BASE_URL FILE. API_KEY is sent as x-api-key when set."""
+"""Runs a file in a deployment: check_deployment.py BASE_URL FILE [REQUIREMENT ...]. API_KEY is sent as x-api-key when set."""
 
 import json
 import os
 import sys
 import urllib.request
 
-base, path = sys.argv[1:]
+base, path, *requirements = sys.argv[1:]
 with open(path) as file:
-    arguments = {"code": file.read(), "timeout": 110}
+    arguments = {"code": file.read(), "timeout": 110, "requirements": requirements}
 call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "execute_python", "arguments": arguments}}
 headers = {"content-type": "application/json", "accept": "application/json"}
 if "API_KEY" in os.environ:
@@ -18,4 +18,4 @@ with urllib.request.urlopen(request, timeout=150) as response:
     result = json.load(response)["result"]["structuredContent"]
 print(result["stdout"], end="")
 if not result["success"]:
-    sys.exit(f"{result['error']['type']}: {result['error']['message']}\n{result['error']['traceback']}")
+    sys.exit(f"{result['error']['type']}: {result['error']['message']}\n{result['error'].get('traceback')}")

@@ -82,6 +82,8 @@ struct HostileRequest {
     fill: (String, usize),
     /// The argument that the refusal must name.
     field: Option<String>,
+    /// The reason of a refusal that is a result.
+    reason: Option<String>,
 }
 
 /// How an attack ended.
@@ -190,6 +192,11 @@ impl HostileRequest {
         let error = &message["error"];
         let said = format!("HTTP {status}: {}", error["message"].as_str().unwrap_or(text).chars().take(80).collect::<String>());
         let refused = (400..500).contains(&status) || (status == 200 && error["code"].is_i64());
+        let result = &message["result"]["structuredContent"]["error"];
+        if let Some(reason) = &self.reason {
+            let said = format!("{}: {}", result["type"], result["message"].as_str().unwrap_or(text));
+            return (result["type"] == reason.as_str(), said.chars().take(100).collect());
+        }
         let names_it = self.field.as_ref().is_none_or(|field| error["data"]["field"] == field.as_str());
         (refused && names_it, said)
     }

@@ -4,7 +4,6 @@ kernel whose call already waits for it skips that, because it would do the work 
 
 import faulthandler
 import fcntl
-import importlib
 import os
 import resource
 import select
@@ -103,8 +102,8 @@ def _use_packages(directory, separate, stack):
         if mixed:
             raise RuntimeError(f"the stack is imported already: {mixed[:5]}")
         sys.path.remove(stack)
-    sys.path.insert(len(sys.path) - 1, directory)  # the work directory stays last
-    importlib.invalidate_caches()
+    # The work directory stays last. No cache knows the folder, and invalidating them would import a lot.
+    sys.path.insert(len(sys.path) - 1, directory)
 
 
 def _take_descriptors(channel, out, err, shared, ruleset=None):

@@ -59,7 +59,7 @@ pub(crate) struct Lease {
 }
 
 /// A folder for one install; removed when dropped.
-pub(crate) struct Work(pub(crate) PathBuf);
+pub(crate) struct Work(pub(crate) PathBuf, File);
 
 impl Drop for Work {
     fn drop(&mut self) {
@@ -130,7 +130,10 @@ impl Cache {
         let name = format!("{}-{}", sandbox::process_id(), self.next.fetch_add(1, Ordering::Relaxed));
         let path = self.work_root().join(name);
         std::fs::create_dir(&path)?;
-        let work = Work(path);
+        // Its lock says that somebody works in it, also in another container.
+        let lock = File::open(&path)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let work = Work(path, lock);
         std::fs::create_dir(work.0.join("target"))?;
         Ok(work)
     }
@@ -230,6 +233,12 @@ impl Cache {
                 total -= set.bytes;
             }
         }
+        for entry in std::fs::read_dir(self.root.join("answers")).into_iter().flatten().flatten() {
+            let changed = entry.metadata().and_then(|metadata| metadata.modified());
+            if changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > REMEMBERED_FOR)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
         if let Some(downloads) = downloads
             && size(downloads) > self.max_bytes
         {
@@ -277,7 +286,11 @@ impl Cache {
         for entry in std::fs::read_dir(self.work_root()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<i32>().ok());
-            if pid.is_some_and(|pid| !is_alive(pid)) {
+            let is_left = || {
+                let lock = File::open(entry.path()).ok()?;
+                rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).ok()
+            };
+            if pid.is_some_and(|pid| pid != sandbox::process_id()) && is_left().is_some() {
                 let _ = sandbox::remove(&entry.path());
             }
         }

@@ -191,6 +191,8 @@ impl Packages {
         let workshop = self.workshop.as_ref().map_err(Clone::clone)?;
         let key = self.key_of(&wanted);
         if let Some(found) = remembered(&workshop.cache, &key) {
+            // The lists may be others than when it was installed.
+            self.refuse_brought(&found.0.packages)?;
             return Ok(found.with(notes));
         }
         let timeout = Instant::now() + self.config.timeout;
@@ -257,24 +259,23 @@ impl Packages {
         }
     }
 
-    /// What a brought package's name may not be, however it came.
-    fn refuse_brought(&self, pins: &[Pin]) -> Result<(), PackageError> {
-        let has = |list: &[String], pin: &Pin| list.iter().any(|listed| crate::installed::normal_form(listed) == pin.name);
-        if let Some(pin) = pins.iter().find(|pin| has(&self.config.blocked, pin)) {
-            let message = format!("{} is needed too, is in BLOCKED_PACKAGES and is not installed here", pin.name);
+    /// What the operator's lists say to all that comes along, `name==version` each.
+    fn refuse_brought(&self, packages: &[String]) -> Result<(), PackageError> {
+        let names = || packages.iter().map(|package| package.split("==").next().unwrap_or_default());
+        let has = |list: &[String], name: &str| list.iter().any(|listed| crate::installed::normal_form(listed) == name);
+        if let Some(name) = names().find(|name| has(&self.config.blocked, name)) {
+            let message = format!("{name} is needed too, is in BLOCKED_PACKAGES and is not installed here");
             return Err(PackageError::new(Reason::Blocked, message));
         }
-        let stray = |pin: &&Pin| !has(&self.config.allowed, pin) && !self.stack().iter().any(|package| package.name == pin.name);
-        if let Some(pin) = pins.iter().find(stray).filter(|_| !self.config.allowed.is_empty()) {
-            let message = format!("{} is needed too, and is not in ALLOWED_PACKAGES", pin.name);
+        let is_stray =
+            |name: &&str| !has(&self.config.allowed, name) && !self.stack().iter().any(|package| package.name == *name);
+        if let Some(name) = names().find(is_stray).filter(|_| !self.config.allowed.is_empty()) {
+            let message = format!("{name} is needed too, and is not in ALLOWED_PACKAGES");
             return Err(PackageError::new(Reason::NotAllowed, message));
         }
-        if pins.len() > self.config.install_packages {
-            let message = format!(
-                "it needs {} packages, more than the {} of MAX_INSTALL_PACKAGES",
-                pins.len(),
-                self.config.install_packages
-            );
+        if packages.len() > self.config.install_packages {
+            let (count, most) = (packages.len(), self.config.install_packages);
+            let message = format!("it needs {count} packages, more than the {most} of MAX_INSTALL_PACKAGES");
             return Err(PackageError::new(Reason::TooMany, message));
         }
         Ok(())
@@ -299,9 +300,9 @@ impl Packages {
         if pins.is_empty() {
             return Ok((Answer { set: None, separate: false, packages: Vec::new() }, None));
         }
-        self.refuse_brought(&pins)?;
         let set = self.name_of(&pins, separate);
         let answer = Answer { set: Some(set.clone()), separate, packages: pins.iter().map(Pin::line).collect() };
+        self.refuse_brought(&answer.packages)?;
         let _only = self.gate(&set).await;
         if let Some(lease) = cache.lease(&set) {
             return Ok((answer, Some(lease)));

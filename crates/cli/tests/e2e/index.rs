@@ -215,7 +215,7 @@ impl Index {
             serde_json::json!({
                 "filename": entry.file, "url": url, "hashes": {"sha256": format!("{hash:x}")},
                 "upload-time": entry.uploaded, "size": entry.bytes.len(),
-                "core-metadata": entry.file.ends_with(".whl"),
+                "core-metadata": !entry.file.contains(".tar."),
             })
         });
         let page = serde_json::json!({

@@ -232,17 +232,15 @@ async fn nothing_of_a_package_runs_that_was_not_imported_and_nothing_can_be_writ
 async fn calls_that_want_the_same_set_at_once_install_it_once() {
     let index = Index::start();
     index.add_module("shared-one", "1.0", &[]);
-    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url())]);
+    let shop = std::sync::Arc::new(Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &index.url())]));
     let code = "import shared_one; shared_one.__version__";
-    let calls = [&["shared-one"][..], &["shared-one"], &["shared-one>=1"], &["Shared_One"], &["shared-one==1.0"]];
-    let (a, b, c, d, e) = tokio::join!(
-        shop.run(calls[0], code),
-        shop.run(calls[1], code),
-        shop.run(calls[2], code),
-        shop.run(calls[3], code),
-        shop.run(calls[4], code)
-    );
-    for result in [a, b, c, d, e] {
+    let run = |requirement: &'static str| {
+        let shop = shop.clone();
+        tokio::spawn(async move { shop.run(&[requirement], code).await })
+    };
+    let calls = ["shared-one", "shared-one", "shared-one>=1", "Shared_One", "shared-one==1.0"].map(run);
+    for call in calls {
+        let result = call.await.unwrap();
         assert_eq!(result["result"], "'1.0'", "{result}");
     }
     assert_eq!(std::fs::read_dir(shop.folder.path().join("packages/sets")).unwrap().count(), 1);
@@ -379,4 +377,61 @@ async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_on
     let broken = [&settings[..2], &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")], &settings[3..]].concat();
     let shop = Shop::open(Home::Caller, Tool::Uv, &broken);
     assert_eq!(shop.run(&["good-one"], code).await["stdout"], "1.0 False\n");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_an_install_hears_of_it() {
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let shop = Shop::open(Home::Caller, Tool::Pip, &[("PACKAGE_INDEX", &index.url())]);
+    for (tool, arguments) in [
+        ("execute_python", json!({"code": "1", "requirements": ["good-one"]})),
+        ("install_packages", json!({"packages": ["good-one>=1"]})),
+    ] {
+        let params = json!({"name": tool, "arguments": arguments, "_meta": {"progressToken": 1}});
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
+        let (_, text) = shop.server.request("POST", "/mcp", &[("content-type", "application/json")], body).await;
+        assert!(text.contains("notifications/progress") && text.contains("resolving"), "{text}");
+        if tool == "execute_python" {
+            assert!(text.contains("downloaded 1 of 1") && text.contains("installed 1 packages"), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn lists_that_were_changed_hold_for_what_is_remembered() {
+    let index = bad_index();
+    let url = index.url();
+    let shop = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &url)]);
+    assert_eq!(shop.run(&["needs-more"], "import blocked_one").await["success"], true);
+    let directory = shop.folder.path().join("packages").display().to_string();
+    let settings = [("PRELOAD", "core"), ("PACKAGE_INDEX", &*url), ("PACKAGE_DIR", &*directory)];
+    let again = Server::with(Home::Caller, &[&settings[..], &[("BLOCKED_PACKAGES", "blocked-one")]].concat());
+    let result = again.run_with(json!({"code": "1", "requirements": ["needs-more"]})).await;
+    assert_eq!(result["error"]["type"], "blocked", "{result}");
+    // What one server has installed the next one finds, without its index.
+    let served = index.times_served("needs_more-1.0-py3-none-any.whl");
+    let again = Server::with(Home::Caller, &settings);
+    let result = again.run_with(json!({"code": "import needs_more", "requirements": ["needs-more"]})).await;
+    assert_eq!((&result["success"], index.times_served("needs_more-1.0-py3-none-any.whl")), (&json!(true), served), "{result}");
+}
+
+#[test]
+fn the_command_line_takes_requirements() {
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let run = |requirement: &str| {
+        let mut command = crate::client::program();
+        command.env("PACKAGE_DIR", folder.path().join("packages")).env("PACKAGE_INDEX", index.url());
+        command.args(["run", "--requirement", requirement, "--code", "import good_one; print(good_one.__version__)"]);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stdout, stderr) = run("good-one");
+    assert!((code, &*stdout) == (Some(0), "1.0\n") && stderr.contains("note: installed 1 packages"), "{stderr}");
+    let (code, stdout, stderr) = run("good-one");
+    assert_eq!((code, &*stdout, &*stderr), (Some(0), "1.0\n", ""), "remembered, and so nothing to say");
+    let (code, _, stderr) = run("../good-one");
+    assert!(code == Some(1) && stderr.contains("paths are not taken"), "{stderr}");
 }

@@ -59,7 +59,7 @@ pub(crate) struct Lease {
 }
 
 /// A folder for one install; removed when dropped.
-pub(crate) struct Work(pub(crate) PathBuf, File);
+pub(crate) struct Work(pub(crate) PathBuf, #[expect(dead_code, reason = "held for its lock")] File);
 
 impl Drop for Work {
     fn drop(&mut self) {

@@ -16,7 +16,8 @@ use crate::process::{Bounds, Said, Starter};
 use crate::requirement::Wanted;
 
 /// Puts pip on the path from its archive, and the folder of the stack when there is one, and runs it.
-const RUN_PIP: &str = "import sys, runpy\nsys.path.insert(0, sys.argv[1])\nif sys.argv[2]: sys.path.append(sys.argv[2])\n\
+/// All it says is heard on one channel: its report is a file.
+const RUN_PIP: &str = "import os, runpy, sys\nos.dup2(2, 1)\nsys.path.insert(0, sys.argv[1])\nif sys.argv[2]: sys.path.append(sys.argv[2])\n\
     sys.argv[:] = ['pip'] + sys.argv[3:]\nrunpy.run_module('pip', run_name='__main__', alter_sys=True)";
 /// What of the server's environment an installer needs to reach an index.
 const PASSED_ON: [&str; 8] =
@@ -132,7 +133,9 @@ impl Installer {
         let mut hear = |line: &str| {
             // uv says so of large files, pip of each.
             if line.trim_start().starts_with("Downloaded ")
-                || line.trim_start().starts_with("Downloading ") && line.contains(".whl")
+                || (line.trim_start().starts_with("Downloading ") || line.trim_start().starts_with("Using cached "))
+                    && line.contains(".whl")
+                    && !line.contains(".metadata")
             {
                 on_download();
             }

@@ -226,6 +226,7 @@ impl Packages {
                 deadline: Instant::now() + COMPILE_PATIENCE,
                 bytes: this.config.install_bytes,
                 watched: vec![lease.directory.clone()],
+                writable: lease.directory.clone(),
             };
             match workshop.installer.compile(&lease.directory, &bounds).await {
                 Ok(()) => workshop.cache.has_bytecode(&set),
@@ -293,7 +294,7 @@ impl Packages {
         let work = cache.work().map_err(|error| failed("making a folder to install in", error))?;
         let mut watched = vec![work.0.clone()];
         watched.extend(installer.download_cache.clone());
-        let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched };
+        let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched, writable: cache.work_root() };
         say("resolving");
         let listed = self.listed()?;
         let (pins, separate) = self.resolve(installer, &work.0, wanted, listed.as_ref(), &bounds).await?;
@@ -491,11 +492,7 @@ fn open_workshop(
         ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
     );
     let installer = Installer {
-        starter: Starter {
-            reaper,
-            landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok(),
-            work: if cache.is_guarded() { config.directory.clone() } else { work.clone() },
-        },
+        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok() },
         tool,
         python: target.python.clone(),
         site: target.site.clone(),

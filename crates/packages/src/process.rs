@@ -24,6 +24,8 @@ pub(crate) struct Bounds {
     /// What the watched folders may grow by.
     pub(crate) bytes: u64,
     pub(crate) watched: Vec<PathBuf>,
+    /// The only folder that may be written to, where there is Landlock.
+    pub(crate) writable: PathBuf,
 }
 
 /// How installers are started.
@@ -31,8 +33,6 @@ pub(crate) struct Starter {
     pub(crate) reaper: Arc<Reaper>,
     /// None where the kernel has none.
     pub(crate) landlock: Option<Landlock>,
-    /// The only folder they write to.
-    pub(crate) work: PathBuf,
 }
 
 /// What an installer said before it ended.
@@ -82,7 +82,7 @@ impl Starter {
             cpu_seconds: bounds.deadline.saturating_duration_since(Instant::now()).as_secs().saturating_mul(2) + 2,
             background,
         };
-        let ruleset = self.landlock.as_ref().map(|landlock| landlock.ruleset(&self.work, false, None)).transpose();
+        let ruleset = self.landlock.as_ref().map(|landlock| landlock.ruleset(&bounds.writable, false, None)).transpose();
         sandbox::confine_installer(&mut command, limits, ruleset.map_err(|error| failed("making a Landlock rule set", error))?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut command = tokio::process::Command::from(command);

@@ -23,7 +23,12 @@ impl Deployment {
             parts.ok_or_else(|| format!("--header: must be `Name: value`, not {header}"))
         };
         let headers = headers.iter().map(parse).collect::<Result<_, _>>()?;
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
+        let config = ureq::Agent::config_builder()
+            // A refusal before the body is read ends its connection: the next request must not find it.
+            .max_idle_connections(0)
+            .timeout_global(Some(PATIENCE))
+            .http_status_as_error(false)
+            .build();
         Ok(Self { url, headers, agent: config.into() })
     }
 

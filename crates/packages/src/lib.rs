@@ -14,6 +14,7 @@ mod prepare;
 mod process;
 mod requirement;
 mod shared;
+mod workshop;
 
 pub use error::{PackageError, Reason};
 pub use installed::{Package, installed};

@@ -9,18 +9,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use protocol::PackageUse;
-use sandbox::{Allowed, Landlock, Reaper};
+use sandbox::Reaper;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use crate::cache::{Answer, Cache, Lease};
 use crate::error::{PackageError, Reason};
 use crate::installed::{Package, installed};
-use crate::installer::{Installer, Pin, Tool, pins};
+use crate::installer::{Installer, Pin, pins};
 use crate::names;
-use crate::process::{Bounds, Starter};
+use crate::process::Bounds;
 use crate::requirement::{Against, Parsed, Wanted, parse};
 use crate::shared::SharedSets;
+use crate::workshop::{self, Workshop};
 
 /// Installers that run at the same time.
 const INSTALLERS: usize = 2;
@@ -87,11 +88,6 @@ pub struct Packages {
     installers: Semaphore,
 }
 
-struct Workshop {
-    cache: Cache,
-    installer: Installer,
-}
-
 /// What a call can import from while this is held.
 #[derive(Debug)]
 pub struct Prepared {
@@ -126,7 +122,7 @@ impl Prepared {
 impl Packages {
     /// `landlock`: whether kernels are behind it.
     pub fn new(config: PackagesConfig, target: Target, reaper: Arc<Reaper>, landlock: bool) -> Self {
-        let workshop = open_workshop(&config, &target, reaper, landlock);
+        let workshop = workshop::open(&config, &target, reaper, landlock);
         if let Err(error) = &workshop {
             tracing::info!(reason = %error, "packages can't be installed");
         }
@@ -463,56 +459,4 @@ fn remembered(cache: &Cache, key: &str) -> Option<Found> {
             Some(Found(answer, Some(lease)))
         }
     }
-}
-
-fn open_workshop(
-    config: &PackagesConfig,
-    target: &Target,
-    reaper: Arc<Reaper>,
-    landlock: bool,
-) -> Result<Workshop, PackageError> {
-    let off = |why: String| PackageError::new(Reason::InstallsOff, format!("packages can't be installed here: {why}"));
-    if !config.allow_install {
-        return Err(off("ALLOW_INSTALL is off; list_preinstalled_packages shows what is there".to_owned()));
-    }
-    let tool = find_tool(config, target).ok_or_else(|| off("there is neither uv nor the tree's pip".to_owned()))?;
-    // Kernels of other users can't write there, and Landlock lets none.
-    let guarded = sandbox::is_root() || landlock;
-    let cache = Cache::open(&config.directory, config.cache_bytes, guarded)
-        .map_err(|error| off(format!("PACKAGE_DIR can't be used: {error}")))?;
-    let work = cache.work_root();
-    let mut readable = vec![target.root.clone(), target.python.clone()];
-    readable.extend(std::fs::canonicalize(&target.root));
-    readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
-    if let Tool::Uv(program) = &tool {
-        readable.extend(std::fs::canonicalize(program));
-    }
-    // Processors, name servers, and what pip says of the system to the index.
-    readable.extend(
-        ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
-    );
-    let installer = Installer {
-        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok() },
-        tool,
-        python: target.python.clone(),
-        site: target.site.clone(),
-        index: config.index.clone(),
-        download_cache: cache.is_guarded().then(|| work.join("downloads")),
-        min_age: config.min_age,
-    };
-    Ok(Workshop { cache, installer })
-}
-
-/// uv where it is named, beside the tree or on the path; else the tree's pip.
-fn find_tool(config: &PackagesConfig, target: &Target) -> Option<Tool> {
-    let pip = || Some(target.root.join("pip.zip")).filter(|pip| pip.is_file()).map(Tool::Pip);
-    match &config.uv {
-        Some(none) if none.as_os_str().is_empty() => return pip(),
-        Some(uv) => return Some(Tool::Uv(uv.clone())),
-        None => {}
-    }
-    let beside = target.root.parent().map(|build| build.join("tools/bin"));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let uv = beside.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("uv")).find(|uv| uv.is_file());
-    uv.map(Tool::Uv).or_else(pip)
 }

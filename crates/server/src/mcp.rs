@@ -104,9 +104,8 @@ impl ServerHandler for McpServer {
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
         let result = match &*request.name {
-            // Boxed: with an install in it a call is large, and most of the time it is another.
-            EXECUTE => Box::pin(self.execute(arguments, context)).await?,
-            INSTALL | INSTALL_ALIAS => Box::pin(self.install(&arguments, context)).await?,
+            EXECUTE => self.execute(arguments, context).await?,
+            INSTALL | INSTALL_ALIAS => self.install(&arguments, context).await?,
             PACKAGES => {
                 refuse_arguments(&arguments)?;
                 structured(&self.0.list_packages(), true)?
@@ -131,22 +130,11 @@ impl McpServer {
         let progress = Progress::default();
         let mut on_output = |event: OutputEvent<'_>| progress.push(event);
         let mut silent = |_: OutputEvent<'_>| {};
-        let token = context.meta.get_progress_token();
-        let outcome = {
-            let run = self.guarded(invocation, &mut request, if token.is_some() { &mut on_output } else { &mut silent });
-            let forward = async {
-                match token {
-                    Some(token) => progress.forward(&context.peer, token).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                outcome = run => outcome,
-                never = forward => match never {},
-                // The run is dropped, and with it killed.
-                () = context.ct.cancelled() => Outcome::refused(ErrorCode::Cancelled, "the caller went away"),
-            }
-        };
+        let wants_progress = context.meta.get_progress_token().is_some();
+        let run = self.guarded(invocation, &mut request, if wants_progress { &mut on_output } else { &mut silent });
+        // A run that is dropped is killed.
+        let outcome = heard(&context, &progress, Box::pin(run)).await;
+        let outcome = outcome.unwrap_or_else(|| Outcome::refused(ErrorCode::Cancelled, "the caller went away"));
         let mut result = structured(&outcome.result, outcome.result.success)?;
         result.content.extend(
             outcome.images.iter().map(|image| {
@@ -163,22 +151,9 @@ impl McpServer {
         let mut say = |text: &str| {
             progress.push(OutputEvent { stream: Stream::Notice, bytes: format!("{text}\n").as_bytes() });
         };
-        let token = context.meta.get_progress_token();
-        let report = {
-            let run = self.0.install(&requirements, deadline, &mut say);
-            let forward = async {
-                match token {
-                    Some(token) => progress.forward(&context.peer, token).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                report = run => report,
-                never = forward => match never {},
-                // The installer is dropped, and with it killed.
-                () = context.ct.cancelled() => return Err(ErrorData::invalid_request("the caller went away", None)),
-            }
-        };
+        // An installer that is dropped is killed.
+        let report = heard(&context, &progress, Box::pin(self.0.install(&requirements, deadline, &mut say))).await;
+        let report = report.ok_or_else(|| ErrorData::invalid_request("the caller went away", None))?;
         structured(&report, report.success)
     }
 
@@ -198,6 +173,21 @@ impl McpServer {
         let outcome = self.0.execute(request, on_output).await;
         invocation.guard.after_code().await;
         outcome
+    }
+}
+
+/// Does the work and passes on what it says, where the caller listens; none when the caller goes away meanwhile.
+async fn heard<T>(context: &RequestContext<RoleServer>, progress: &Progress, work: impl Future<Output = T>) -> Option<T> {
+    let forward = async {
+        match context.meta.get_progress_token() {
+            Some(token) => progress.forward(&context.peer, token).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        done = work => Some(done),
+        never = forward => match never {},
+        () = context.ct.cancelled() => None,
     }
 }
 

@@ -1,0 +1,71 @@
+//! Where sets are made: the cache, and the installer with what it may read.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sandbox::{Allowed, Landlock, Reaper};
+
+use crate::cache::Cache;
+use crate::error::{PackageError, Reason};
+use crate::installer::{Installer, Tool};
+use crate::prepare::{PackagesConfig, Target};
+use crate::process::Starter;
+
+/// The two belong together: what the one may keep depends on who can write to the other.
+pub(crate) struct Workshop {
+    pub(crate) cache: Cache,
+    pub(crate) installer: Installer,
+}
+
+/// Opens it, or says why nothing can be installed.
+pub(crate) fn open(
+    config: &PackagesConfig,
+    target: &Target,
+    reaper: Arc<Reaper>,
+    landlock: bool,
+) -> Result<Workshop, PackageError> {
+    let off = |why: String| PackageError::new(Reason::InstallsOff, format!("packages can't be installed here: {why}"));
+    if !config.allow_install {
+        return Err(off("ALLOW_INSTALL is off; list_preinstalled_packages shows what is there".to_owned()));
+    }
+    let tool = find_tool(config, target).ok_or_else(|| off("there is neither uv nor the tree's pip".to_owned()))?;
+    // Kernels of other users can't write there, and Landlock lets none.
+    let guarded = sandbox::is_root() || landlock;
+    let cache = Cache::open(&config.directory, config.cache_bytes, guarded)
+        .map_err(|error| off(format!("PACKAGE_DIR can't be used: {error}")))?;
+    let work = cache.work_root();
+    let mut readable = vec![target.root.clone(), target.python.clone()];
+    readable.extend(std::fs::canonicalize(&target.root));
+    readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
+    if let Tool::Uv(program) = &tool {
+        readable.extend(std::fs::canonicalize(program));
+    }
+    // Processors, name servers, and what pip says of the system to the index.
+    readable.extend(
+        ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
+    );
+    let installer = Installer {
+        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok() },
+        tool,
+        python: target.python.clone(),
+        site: target.site.clone(),
+        index: config.index.clone(),
+        download_cache: cache.is_guarded().then(|| work.join("downloads")),
+        min_age: config.min_age,
+    };
+    Ok(Workshop { cache, installer })
+}
+
+/// uv where it is named, beside the tree or on the path; else the tree's pip.
+fn find_tool(config: &PackagesConfig, target: &Target) -> Option<Tool> {
+    let pip = || Some(target.root.join("pip.zip")).filter(|pip| pip.is_file()).map(Tool::Pip);
+    match &config.uv {
+        Some(none) if none.as_os_str().is_empty() => return pip(),
+        Some(uv) => return Some(Tool::Uv(uv.clone())),
+        None => {}
+    }
+    let beside = target.root.parent().map(|build| build.join("tools/bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let uv = beside.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("uv")).find(|uv| uv.is_file());
+    uv.map(Tool::Uv).or_else(pip)
+}

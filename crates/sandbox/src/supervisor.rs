@@ -1,5 +1,7 @@
 //! What the supervisor does to itself before any child exists.
 
+use std::io;
+
 use rustix::process::{DumpableBehavior, Pid};
 
 use crate::unreadable::is_unreadable;
@@ -35,4 +37,21 @@ pub fn user_id() -> u32 {
 /// This process's id.
 pub fn process_id() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// Leaves the calling thread of a server that is root only what `user` may do to files. For good: let the thread end.
+///
+/// # Errors
+/// When the system refuses it; the thread may have lost some rights by then.
+pub(crate) fn give_up_rights_of_thread(user: u32) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rights of one thread: libraries change those of the whole process")]
+    // SAFETY: three calls that take numbers and touch no memory. The system call sets the groups of this thread alone.
+    let set = unsafe {
+        let groups = libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>());
+        libc::setfsgid(user);
+        libc::setfsuid(user);
+        // They answer with the number before, and never with an error: an impossible one asks.
+        groups == 0 && libc::setfsgid(u32::MAX).cast_unsigned() == user && libc::setfsuid(u32::MAX).cast_unsigned() == user
+    };
+    if set { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }

@@ -54,6 +54,14 @@ impl Cgroup {
     pub fn add(&self, pid: i32) -> io::Result<()> {
         self.directories.iter().try_for_each(|directory| write_existing(&directory.join("cgroup.procs"), &pid))
     }
+
+    /// How often the kernel has ended a process of the group because its memory was full.
+    pub fn out_of_memory_kills(&self) -> u64 {
+        // Version 2 and version 1, which have the line in common.
+        let files = ["memory.events", "memory.oom_control"].map(|name| self.directories.iter().map(move |group| group.join(name)));
+        let text = files.into_iter().flatten().find_map(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        crate::proc::field(&text, "oom_kill ")
+    }
 }
 
 impl Drop for Cgroup {

@@ -53,19 +53,7 @@ impl ControlSocket {
     /// # Errors
     /// `WouldBlock` when nothing waits.
     pub fn receive(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-        let mut message = vec![0; 65536];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut buffers = [IoSliceMut::new(&mut message)];
-        let received = rustix::net::recvmsg(&self.0, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        let mut fds = Vec::new();
-        for item in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = item {
-                fds.extend(rights);
-            }
-        }
-        message.truncate(received.bytes);
-        Ok((message, fds))
+        receive(&self.0, 65536)
     }
 }
 
@@ -143,6 +131,25 @@ pub fn memory_file(contents: &[u8]) -> io::Result<OwnedFd> {
         offset += written as u64;
     }
     Ok(file)
+}
+
+/// Reads up to `most` bytes from a stream socket, with descriptors that came along; nothing at its end.
+///
+/// # Errors
+/// `WouldBlock` when nothing waits.
+pub fn receive(socket: impl AsFd, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; most];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let rights = ancillary.drain().filter_map(|item| match item {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    let fds = rights.flatten().collect();
+    bytes.truncate(received.bytes);
+    Ok((bytes, fds))
 }
 
 /// How many bytes can be read from a pipe without waiting.

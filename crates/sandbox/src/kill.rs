@@ -1,13 +1,16 @@
 //! Kills a kernel and everything it started.
 //!
-//! Rule: a kill is done when a scan finds nothing left. A process group is no help (a daemon leaves it), so the tree is
-//! followed by descent: kernels inherit their orphans, and the supervisor inherits those of a kernel that refused to.
-//! Where there are PID namespaces none of this is needed: a namespace ends with its first process.
-//! Where the kernel denies that (`prctl` in a Lambda function), orphans go to init and are found by user and start time.
+//! Rule: a kill is done when a scan finds nothing left, and who asked for it is told whether it is. A process group is no
+//! help (a daemon leaves it), so the tree is followed by descent: kernels inherit their orphans, and the supervisor inherits
+//! those of a kernel that refused to. Where there are PID namespaces none of this is needed: a namespace ends with its first
+//! process. Where the kernel denies that (`prctl` in a Lambda function), orphans go to init and are found by user and start
+//! time. Besides, a process can be born as its zygote's child and be below no kernel: so every child of a zygote that the
+//! zygote has not announced is killed, and where each call has a user of its own, all that this user has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
 
@@ -20,6 +23,9 @@ const MAX_ROUNDS: usize = 200;
 /// How long the end of a whole namespace may take.
 const NAMESPACE_PATIENCE_MS: i64 = 10_000;
 
+/// How long a zygote may take to announce what it has forked before all that is unknown counts as strange.
+const BIRTH_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A kernel's process, as far as killing it needs to know.
 #[derive(Debug)]
 pub struct KernelProcess {
@@ -31,30 +37,73 @@ pub struct KernelProcess {
     pub uid: u32,
     /// Whether it is the first process of a PID namespace, so that everything it started ends with it.
     pub contained: bool,
-    /// Clock ticks after boot at which it was started.
-    started: u64,
+    /// Clock ticks after boot at which it was started; none when it had ended before it was looked at.
+    started: Option<u64>,
 }
 
 impl KernelProcess {
     /// Takes note of a kernel that was just started.
     pub fn new(pid: i32, handle: Pidfd, uid: u32, contained: bool) -> Self {
-        Self { pid, handle, uid, contained, started: proc::stat(pid).map_or(0, |stat| stat.started) }
+        Self { pid, handle, uid, contained, started: proc::stat(pid).map(|stat| stat.started) }
+    }
+
+    /// Whether no other process of the machine is of its user, so that all of this user's are its own.
+    fn has_own_user(&self) -> bool {
+        self.uid != crate::user_id()
+    }
+
+    /// False when the number has come to mean another process.
+    fn is_itself(&self) -> bool {
+        proc::stat(self.pid).is_some_and(|stat| Some(stat.started) == self.started)
     }
 }
 
-/// Knows which children of the supervisor belong there, and ends all others.
+/// Knows which processes belong there, and ends all others.
 #[derive(Debug)]
 pub struct Reaper {
     inherits_orphans: bool,
-    own_children: Mutex<HashSet<i32>>,
+    known: Mutex<Known>,
+    born: Condvar,
     /// Who inherits orphans, where the supervisor does not; 0 while it is not known.
     heir: AtomicI32,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Children of the supervisor.
+    own_children: HashSet<i32>,
+    zygotes: HashSet<i32>,
+    kernels: HashSet<i32>,
+    /// Kernels that were asked for and are not announced yet, by number.
+    births: BTreeSet<u64>,
+    next_birth: u64,
+}
+
+/// A kernel that was asked for. Until it is announced or given up, an unknown child of a zygote may be this one.
+#[derive(Debug)]
+pub struct Birth {
+    reaper: Arc<Reaper>,
+    number: u64,
+}
+
+impl Birth {
+    /// The zygote has said which process it is.
+    pub fn announce(self, pid: i32) {
+        self.reaper.known().kernels.insert(pid);
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        self.reaper.known().births.remove(&self.number);
+        self.reaper.born.notify_all();
+    }
 }
 
 impl Reaper {
     /// `inherits_orphans`: whether the supervisor is a subreaper.
     pub fn new(inherits_orphans: bool) -> Self {
-        Self { inherits_orphans, own_children: Mutex::default(), heir: AtomicI32::new(0) }
+        Self { inherits_orphans, known: Mutex::default(), born: Condvar::new(), heir: AtomicI32::new(0) }
     }
 
     /// Takes note of who was seen to inherit an orphan. Other ancestors have children of their own, which may be of the same
@@ -63,54 +112,76 @@ impl Reaper {
         self.heir.store(heir, Ordering::Relaxed);
     }
 
-    /// A child that stays (the zygote).
-    pub fn adopt(&self, pid: i32) {
-        self.own_children.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
-    }
-
     /// Starts a child of the server's own: at no moment is it taken for something that a kernel left behind.
     ///
     /// # Errors
     /// What `start` says.
     pub fn start<C>(&self, start: impl FnOnce() -> std::io::Result<(C, i32)>) -> std::io::Result<C> {
-        let mut own = self.own_children.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         let (child, pid) = start()?;
-        own.insert(pid);
+        known.own_children.insert(pid);
         Ok(child)
     }
 
     /// A child that has ended.
     pub fn release(&self, pid: i32) {
-        self.own_children.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+        self.known().own_children.remove(&pid);
+    }
+
+    /// Takes note of the zygotes of a family, as they become known.
+    pub fn know_zygotes(&self, pids: impl IntoIterator<Item = i32>) {
+        self.known().zygotes.extend(pids);
+    }
+
+    /// The zygotes have ended.
+    pub fn forget_zygotes(&self) {
+        self.known().zygotes.clear();
+    }
+
+    /// A kernel is about to be asked for.
+    pub fn birth(self: &Arc<Self>) -> Birth {
+        let mut known = self.known();
+        let number = known.next_birth;
+        known.next_birth += 1;
+        known.births.insert(number);
+        Birth { reaper: self.clone(), number }
     }
 
     /// Sends SIGKILL to a kernel that has no other process. True when it had none, so that nothing of it can act any
-    /// more; false when there is a tree that [`Reaper::kill_tree`] must end.
+    /// more; false when there may be more that [`Reaper::kill_tree`] must end.
     pub fn kill_alone(&self, kernel: &KernelProcess) -> bool {
         if kernel.contained {
             kernel.handle.signal(Signal::KILL);
             return proc::children(kernel.pid).is_empty();
         }
-        if !proc::children(kernel.pid).is_empty() {
+        // A look at all processes of the machine takes too long for this thread.
+        if kernel.has_own_user() || !proc::children(kernel.pid).is_empty() {
             return false;
         }
         kernel.handle.signal(Signal::KILL);
         // A child made after the first look shows in the second: a killed process can't fork.
-        proc::children(kernel.pid).is_empty() && self.strays(kernel).is_empty()
+        let alone =
+            proc::children(kernel.pid).is_empty() && self.unknown_of_zygotes().is_empty() && self.orphans(kernel).is_empty();
+        if alone {
+            self.known().kernels.remove(&kernel.pid);
+        }
+        alone
     }
 
-    /// Kills a kernel and its whole tree; comes back when nothing is left. Blocks for milliseconds.
-    pub fn kill_tree(&self, kernel: &KernelProcess) {
+    /// Kills a kernel and its whole tree; comes back when nothing is left. False when something may be: what it used must
+    /// not be used again. Blocks for milliseconds.
+    pub fn kill_tree(&self, kernel: &KernelProcess) -> bool {
+        kernel.handle.signal(Signal::KILL);
         if kernel.contained {
-            kernel.handle.signal(Signal::KILL);
             // The first process of a namespace is dead only when all others in it are.
-            kernel.handle.wait_dead(NAMESPACE_PATIENCE_MS);
-            return;
+            return kernel.handle.wait_dead(NAMESPACE_PATIENCE_MS);
         }
         for _ in 0..MAX_ROUNDS {
-            let mut victims = vec![kernel.pid];
-            victims.extend(proc::descendants(kernel.pid));
-            victims.extend(self.strays(kernel));
+            let Some(victims) = self.victims(kernel) else { return false };
+            if victims.is_empty() && kernel.handle.wait_dead(1000) {
+                self.known().kernels.remove(&kernel.pid);
+                return true;
+            }
             let handles = self.stop_all(kernel, victims);
             for (_, handle) in &handles {
                 handle.signal(Signal::KILL);
@@ -119,10 +190,8 @@ impl Reaper {
                 handle.wait_dead(1000);
                 self.reap(*pid);
             }
-            if proc::descendants(kernel.pid).is_empty() && self.strays(kernel).is_empty() {
-                return;
-            }
         }
+        false
     }
 
     /// Stops every process of the tree, and what it forked meanwhile, until a look finds nothing new.
@@ -131,14 +200,15 @@ impl Reaper {
         let mut new = first;
         for _ in 0..MAX_ROUNDS {
             for pid in new.drain(..) {
-                if let Some(handle) = Pidfd::open(pid) {
+                // The number may have come to mean another process since it was found: never one of another user.
+                if let Some(handle) = Pidfd::open(pid).filter(|_| proc::user_of(pid) == Some(kernel.uid)) {
                     handle.signal(Signal::STOP);
                     stopped.insert(pid, handle);
                 }
             }
             let seen = stopped.keys().copied().collect::<Vec<_>>();
             new.extend(seen.iter().flat_map(|pid| proc::children(*pid)));
-            new.extend(self.strays(kernel));
+            new.extend(self.victims(kernel).unwrap_or_default());
             new.retain(|pid| !stopped.contains_key(pid));
             if new.is_empty() {
                 break;
@@ -147,12 +217,54 @@ impl Reaper {
         stopped.into_iter().collect()
     }
 
+    /// Live processes that must go with the kernel, without itself; none when it can't be told.
+    fn victims(&self, kernel: &KernelProcess) -> Option<Vec<i32>> {
+        let mut found = if kernel.is_itself() { proc::descendants(kernel.pid) } else { Vec::new() };
+        found.extend(self.orphans(kernel));
+        let strange = self.strange_children_of_zygotes()?;
+        found.extend(strange.iter().flat_map(|pid| proc::descendants(*pid)));
+        found.extend(strange);
+        if kernel.has_own_user() {
+            found.extend(proc::all_of_user(kernel.uid));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.retain(|pid| *pid != kernel.pid && proc::stat(*pid).is_some_and(|stat| !stat.zombie));
+        Some(found)
+    }
+
+    /// Children of zygotes that are neither zygotes nor kernels: none of them can be a kernel on its way. None when a zygote
+    /// does not say for too long what it has forked.
+    fn strange_children_of_zygotes(&self) -> Option<Vec<i32>> {
+        // In this order: a kernel on its way is unknown, and its birth outstanding, or it is known.
+        let unknown = self.unknown_of_zygotes();
+        if unknown.is_empty() {
+            return Some(unknown);
+        }
+        let mut known = self.known();
+        let outstanding = known.births.clone();
+        let until = Instant::now() + BIRTH_PATIENCE;
+        while !known.births.is_disjoint(&outstanding) {
+            let left = until.checked_duration_since(Instant::now())?;
+            known = self.born.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(unknown.into_iter().filter(|pid| !known.kernels.contains(pid) && !known.zygotes.contains(pid)).collect())
+    }
+
+    fn unknown_of_zygotes(&self) -> Vec<i32> {
+        let zygotes = self.known().zygotes.iter().copied().collect::<Vec<_>>();
+        let children = zygotes.into_iter().flat_map(proc::children).collect::<Vec<_>>();
+        let known = self.known();
+        let is_strange = |pid: &i32| !known.kernels.contains(pid) && !known.zygotes.contains(pid);
+        children.into_iter().filter(is_strange).filter(|pid| proc::stat(*pid).is_some_and(|stat| !stat.zombie)).collect()
+    }
+
     /// Processes that a kernel left behind: alive, not below it any more, and not ours.
-    fn strays(&self, kernel: &KernelProcess) -> Vec<i32> {
+    fn orphans(&self, kernel: &KernelProcess) -> Vec<i32> {
         if self.inherits_orphans {
             // In this order: a child that is being started is seen in both or in none.
             let children = proc::children(crate::process_id());
-            let own = self.own_children.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let own = self.known().own_children.clone();
             let mut found = Vec::new();
             for pid in children {
                 if own.contains(&pid) {
@@ -175,17 +287,22 @@ impl Reaper {
             0 => ancestors(&all, crate::process_id()),
             heir => HashSet::from([1, heir]),
         };
-        orphans_of_init(&all, &heirs, kernel.started, same_user)
+        // Of one that had ended before it was seen nothing can be told by time, and it has run no code.
+        kernel.started.map_or_else(Vec::new, |started| orphans_of_init(&all, &heirs, started, same_user))
     }
 
     /// Takes the zombie of a stray that became our child.
     fn reap(&self, pid: i32) {
         if self.inherits_orphans
-            && !self.own_children.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+            && !self.known().own_children.contains(&pid)
             && let Some(pid) = Pid::from_raw(pid)
         {
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,11 @@
 //! What of the file system user code may touch.
 //!
 //! Rule: the rule set is made here, in Rust, and handed to the kernel process as a descriptor; there it is only put in
-//! force (with one rule more, for a `/dev/shm` that only the kernel process can see). It can read the interpreter, the stack and what every program needs of the system, write to its own directory
-//! and a few devices, and reach nothing else: no other call's files, no socket or signal out of its own domain, no TCP.
+//! force (with rules more for what only the kernel process can see: its `/proc` and `/dev/shm`). It can read the
+//! interpreter, the stack and what every program needs of the system, write to its own directory and a few devices, and reach nothing else: no other call's files, no socket or signal out of its own domain, no TCP.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -98,22 +98,29 @@ impl Landlock {
         rights.bits()
     }
 
+    /// What a kernel may do in a `/proc` that only it can see, in the bits of the system call.
+    pub fn proc_rights(&self) -> u64 {
+        (AccessFs::ReadFile | AccessFs::ReadDir).bits()
+    }
+
+    /// What a kernel may do with a single file of the common `/proc`, in the bits of the system call.
+    pub fn proc_file_rights(&self) -> u64 {
+        BitFlags::from(AccessFs::ReadFile).bits()
+    }
+
     /// The rule set of one kernel. `own_user`: whether no other kernel is the same user, so that it can use the common
-    /// `/dev/shm`. `proc`: the `/proc` it sees.
+    /// `/dev/shm`.
     ///
     /// # Errors
     /// When the system is out of descriptors or memory.
-    pub fn ruleset(&self, own_directory: &Path, own_user: bool, proc: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-        self.build(own_directory, own_user, proc)
-            .map_err(io::Error::other)?
-            .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    pub fn ruleset(&self, own_directory: &Path, own_user: bool) -> io::Result<OwnedFd> {
+        self.build(own_directory, own_user).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
     fn build(
         &self,
         own_directory: &Path,
         own_user: bool,
-        proc: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
         let mut ruleset = Ruleset::default()
@@ -129,9 +136,6 @@ impl Landlock {
         }
         if let Some(shared) = self.shared_memory.as_ref().filter(|_| own_user) {
             created = created.add_rule(PathBeneath::new(shared, everything))?;
-        }
-        if let Some(proc) = proc {
-            created = created.add_rule(PathBeneath::new(proc, AccessFs::ReadFile | AccessFs::ReadDir))?;
         }
         created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, everything))?;
         Ok(created.into())

@@ -4,6 +4,7 @@
 //! held and is never fatal (inside a Lambda function `prctl` is denied altogether); a kill is only done when nothing
 //! of the killed tree is left.
 
+mod beneath;
 mod cgroup;
 mod descriptors;
 mod installer;
@@ -16,18 +17,20 @@ mod seccomp;
 mod spawn;
 mod supervisor;
 mod unreadable;
+mod usage;
 
 pub use crate::cgroup::Cgroup;
 pub use crate::landlock::Landlock;
 pub use descriptors::{
-    ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, waiting_bytes, watched,
+    ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, receive, waiting_bytes, watched,
 };
 pub use installer::{InstallerLimits, confine_installer};
-pub use kill::{KernelProcess, Reaper};
+pub use kill::{Birth, KernelProcess, Reaper};
 pub use nagle::send_at_once;
-pub use proc::{Usage, threads_of_user, usage_of_process, usage_of_tree};
-pub use removal::remove;
-pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs};
+pub use proc::threads_of_user;
+pub use removal::{remove, remove_as};
+pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs, without_mounts_program};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, user_id};
 pub use unreadable::start_again_unreadable;
+pub use usage::{Holding, Look, Usage, bytes_in_use, holding, memory_of, usage_of_tree};

@@ -4,15 +4,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-/// What a tree of processes uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Private and shared-anonymous memory in bytes, each process less `baseline`.
-    pub memory_bytes: u64,
-    /// Threads of all processes.
-    pub threads: u64,
-}
-
 /// One line of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stat {
@@ -21,25 +12,6 @@ pub(crate) struct Stat {
     pub(crate) zombie: bool,
     /// Clock ticks after boot.
     pub(crate) started: u64,
-}
-
-/// Memory and threads of `root` and everything below it. Each process has `baseline` bytes (what it got from the
-/// zygote by fork) taken off.
-pub fn usage_of_tree(root: i32, baseline: u64) -> Usage {
-    let mut usage = Usage::default();
-    for pid in std::iter::once(root).chain(descendants(root)) {
-        let process = usage_of_process(pid);
-        usage.memory_bytes += process.memory_bytes.saturating_sub(baseline);
-        usage.threads += process.threads;
-    }
-    usage
-}
-
-/// Memory and threads of one process.
-pub fn usage_of_process(pid: i32) -> Usage {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Usage::default() };
-    let anonymous = field(&status, "RssAnon:") + field(&status, "RssShmem:");
-    Usage { memory_bytes: anonymous * 1024, threads: field(&status, "Threads:") }
 }
 
 /// How many threads a user has, over the whole machine: what `RLIMIT_NPROC` counts.
@@ -52,9 +24,14 @@ pub fn threads_of_user(uid: u32) -> u64 {
 }
 
 /// The first number of a line in a status file.
-fn field(status: &str, name: &str) -> u64 {
+pub(crate) fn field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Every process of a user.
+pub(crate) fn all_of_user(uid: u32) -> Vec<i32> {
+    all_pids().filter(|pid| user_of(*pid) == Some(uid)).collect()
 }
 
 /// The real user of a process.

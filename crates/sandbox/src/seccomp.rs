@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 const EPERM: u32 = libc::EPERM.cast_unsigned();
 const EACCES: u32 = libc::EACCES.cast_unsigned();
 const ENOSYS: u32 = libc::ENOSYS.cast_unsigned();
+/// The call does nothing and says that it did.
+const IGNORED: u32 = 0;
 
 /// Where [`own_signals_program`] has the pid of the process that installs it: above every pid Linux gives out.
 pub const OWN_PID: u32 = 0x7FFF_FF01;
@@ -21,6 +23,8 @@ pub struct Allowed {
     pub network: bool,
     /// Starting programs.
     pub subprocess: bool,
+    /// Connections to sockets by their path where nothing hides those of the machine.
+    pub unix_sockets: bool,
 }
 
 /// Some system calls, what they answer, and why.
@@ -47,14 +51,30 @@ enum When {
     IsNone(u8, &'static [u64]),
     /// The argument with this index is one of these.
     IsOne(u8, &'static [u64]),
+    /// Each argument with this index has, under this mask, this value.
+    Are(&'static [(u8, u64, u64)]),
+    /// The argument with this index points to something.
+    Points(u8),
     /// Programs may not be started.
     WithoutSubprocess,
 }
 
 /// Flags of `clone` that make a namespace: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: &[u64] = &[0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+const SHARE_PARENT: u64 = 0x8000;
 const NEW_MOUNT: u64 = 0x0002_0000;
+const NEW_MOUNT_AND_NETWORK: u64 = 0x4002_0000;
 const NOSUID_NODEV: u64 = 6;
+const NOSUID_NODEV_NOEXEC: u64 = 14;
+const BIND: u64 = 0x1000;
+const SET_DUMPABLE: u64 = 4;
+const WHOLE: u64 = 0xFFFF_FFFF;
+const SOL_SOCKET: u64 = 1;
+const SO_SNDBUF: u64 = 7;
+const SO_RCVBUF: u64 = 8;
+const SOCKET_TYPE: u64 = 0xF;
+const SOCK_DGRAM: u64 = 2;
+const SOCK_RAW: u64 = 3;
 const NEW_PID: u64 = 0x2000_0000;
 const SET_OWNER: u64 = 8;
 const SET_OWNER_EXTENDED: u64 = 15;
@@ -98,18 +118,18 @@ const RULES: &[Rule] = &[
     Rule {
         calls: &["mount"],
         only_on: None,
-        when: When::IsNone(3, &[NOSUID_NODEV]),
+        when: When::IsNone(3, &[NOSUID_NODEV, NOSUID_NODEV_NOEXEC, BIND]),
         errno: EPERM,
-        reason: "changes what the file system looks like; a new file system without devices and set-user-id needs a capability, \
-                 which kernels give up after they have made their own /dev/shm",
+        reason: "changes what the file system looks like; new file systems without devices and set-user-id, and binds, need a \
+                 capability, which kernels give up after they have made their own /proc and /dev/shm",
     },
     Rule {
         calls: &["unshare"],
         only_on: None,
-        when: When::IsNone(0, &[NEW_PID, NEW_MOUNT]),
+        when: When::IsNone(0, &[NEW_PID, NEW_MOUNT, NEW_MOUNT_AND_NETWORK]),
         errno: EPERM,
-        reason: "makes namespaces, in which a process has every capability; PID and mount namespaces alone need one, which \
-                 zygotes have and kernels don't",
+        reason: "makes namespaces, in which a process has every capability; PID, mount and network namespaces without one of \
+                 users need one, which zygotes have and kernels give up",
     },
     Rule {
         calls: &["setns"],
@@ -119,6 +139,34 @@ const RULES: &[Rule] = &[
         reason: "enters namespaces; as above",
     },
     Rule { calls: &["clone"], only_on: None, when: When::FirstHasBit(NAMESPACE_FLAGS), errno: EPERM, reason: "makes namespaces" },
+    Rule {
+        calls: &["clone"],
+        only_on: None,
+        when: When::FirstHasBit(&[SHARE_PARENT]),
+        errno: EPERM,
+        reason: "makes a child of the zygote, which is not below the kernel and outlives it",
+    },
+    Rule {
+        calls: &["prctl"],
+        only_on: None,
+        when: When::Are(&[(0, WHOLE, SET_DUMPABLE), (1, WHOLE, 0)]),
+        errno: EPERM,
+        reason: "hides from the supervisor what the process keeps in files without a name",
+    },
+    Rule {
+        calls: &["setsockopt"],
+        only_on: None,
+        when: When::Are(&[(1, WHOLE, SOL_SOCKET), (2, WHOLE, SO_SNDBUF)]),
+        errno: IGNORED,
+        reason: "memory in buffers of sockets is nobody's: each keeps the usual size, as the kernel may decide anyway",
+    },
+    Rule {
+        calls: &["setsockopt"],
+        only_on: None,
+        when: When::Are(&[(1, WHOLE, SOL_SOCKET), (2, WHOLE, SO_RCVBUF)]),
+        errno: IGNORED,
+        reason: "as above",
+    },
     Rule {
         calls: &["clone3"],
         only_on: None,
@@ -207,6 +255,28 @@ const OWN_SIGNALS: &[Rule] = &[
     },
 ];
 
+/// The rules where no mount namespace hides the sockets of the machine's services and of other calls. A filter can't read an
+/// address, so there are no connections at all. What is sent to an address by `sendmsg` is out of its sight, too: so there
+/// are no sockets that take one, which are those for datagrams.
+const WITHOUT_MOUNTS: &[Rule] = &[
+    Rule {
+        calls: &["connect"],
+        only_on: None,
+        when: When::Always,
+        errno: EACCES,
+        reason: "reaches services of the machine by their sockets' paths",
+    },
+    Rule { calls: &["sendto"], only_on: None, when: When::Points(4), errno: EACCES, reason: "as above" },
+    unix_sockets_of(&[(0, WHOLE, AF_UNIX), (1, SOCKET_TYPE, SOCK_DGRAM)]),
+    // Raw ones are for datagrams, too.
+    unix_sockets_of(&[(0, WHOLE, AF_UNIX), (1, SOCKET_TYPE, SOCK_RAW)]),
+];
+
+const fn unix_sockets_of(kind: &'static [(u8, u64, u64)]) -> Rule {
+    let reason = "a socket that can send to any address";
+    Rule { calls: &["socket", "socketpair"], only_on: None, when: When::Are(kind), errno: EACCES, reason }
+}
+
 /// The rules for these settings.
 fn rules(allowed: Allowed) -> Vec<Rule> {
     let (domains, reason): (&'static [u64], _) = if allowed.network {
@@ -236,6 +306,11 @@ impl Rule {
             When::IsOne(index, values) => {
                 values.iter().map(|value| Some(json!([argument(index, json!("eq"), *value)]))).collect()
             }
+            When::Are(values) => {
+                let each = values.iter().map(|(index, mask, value)| argument(*index, json!({"masked_eq": mask}), *value));
+                vec![Some(each.collect())]
+            }
+            When::Points(index) => vec![Some(json!([{"index": index, "type": "qword", "op": "ne", "val": 0}]))],
         };
         let filter = |call: &str, condition: &Option<Value>| match condition {
             None => json!({"syscall": call, "comment": self.reason}),
@@ -252,7 +327,7 @@ impl Rule {
 pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
     let rules = rules(allowed);
     let mut programs = vec![bytes(&other_numbering(arch))];
-    for errno in [EPERM, EACCES, ENOSYS] {
+    for errno in [EPERM, EACCES, ENOSYS, IGNORED] {
         programs.push(compile(rules.iter().filter(|rule| rule.errno == errno), errno, arch)?);
     }
     Ok(programs)
@@ -264,6 +339,15 @@ pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, Stri
 /// As [`programs`].
 pub fn own_signals_program(arch: TargetArch) -> Result<Vec<u8>, String> {
     compile(OWN_SIGNALS.iter(), EPERM, arch)
+}
+
+/// The filter program for kernels that no mount namespace surrounds; none where they may connect to the machine's sockets.
+///
+/// # Errors
+/// As [`programs`].
+pub fn without_mounts_program(allowed: Allowed, arch: TargetArch) -> Result<Option<Vec<u8>>, String> {
+    let open = allowed.network || allowed.unix_sockets;
+    (!open).then(|| compile(WITHOUT_MOUNTS.iter(), EACCES, arch)).transpose()
 }
 
 fn compile<'a>(rules: impl Iterator<Item = &'a Rule>, errno: u32, arch: TargetArch) -> Result<Vec<u8>, String> {
@@ -311,7 +395,7 @@ mod tests {
 
     const BOTH: [TargetArch; 2] = [TargetArch::x86_64, TargetArch::aarch64];
     const ALL_SETTINGS: [Allowed; 2] =
-        [Allowed { network: false, subprocess: false }, Allowed { network: true, subprocess: true }];
+        [Allowed { network: false, subprocess: false, unix_sockets: false }, Allowed { network: true, subprocess: true, unix_sockets: true }];
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 
     fn audit_arch(arch: TargetArch) -> u32 {
@@ -319,7 +403,7 @@ mod tests {
     }
 
     /// What a program answers to a call: the classic BPF that the kernel runs, as far as filters use it.
-    fn evaluate(program: &[u8], arch: u32, number: u32, arguments: [u64; 4]) -> u32 {
+    fn evaluate(program: &[u8], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
@@ -358,7 +442,7 @@ mod tests {
     }
 
     /// The strongest answer of all programs: an errno, or that the call is allowed.
-    fn answer(programs: &[Vec<u8>], arch: TargetArch, number: u32, arguments: [u64; 4]) -> u32 {
+    fn answer(programs: &[Vec<u8>], arch: TargetArch, number: u32, arguments: [u64; 6]) -> u32 {
         programs.iter().map(|program| evaluate(program, audit_arch(arch), number, arguments)).min().expect("a program")
     }
 
@@ -367,19 +451,19 @@ mod tests {
         let source = json!({"one": {"mismatch_action": "allow", "match_action": "trap", "filter": [{"syscall": call}]}});
         let compiled = seccompiler::compile_from_json(source.to_string().as_bytes(), arch).expect("a known call");
         let program = bytes(&compiled["one"]);
-        let found = (0..2000).find(|number| evaluate(&program, audit_arch(arch), *number, [0; 4]) != ALLOW);
+        let found = (0..2000).find(|number| evaluate(&program, audit_arch(arch), *number, [0; 6]) != ALLOW);
         found.expect("the filter matches something")
     }
 
     /// Arguments for which the rule holds, and some for which it does not.
-    fn arguments(rule: &Rule) -> (Vec<[u64; 4]>, Option<[u64; 4]>) {
+    fn arguments(rule: &Rule) -> (Vec<[u64; 6]>, Option<[u64; 6]>) {
         let with = |index: u8, value: u64| {
-            let mut arguments = [0; 4];
+            let mut arguments = [0; 6];
             arguments[usize::from(index)] = value;
             arguments
         };
         match rule.when {
-            When::Always | When::WithoutSubprocess => (vec![[u64::from(u32::MAX); 4]], None),
+            When::Always | When::WithoutSubprocess => (vec![[u64::from(u32::MAX); 6]], None),
             When::FirstHasBit(bits) => {
                 (bits.iter().map(|bit| with(0, *bit)).collect(), Some(with(0, libc::SIGCHLD.cast_unsigned().into())))
             }
@@ -387,6 +471,15 @@ mod tests {
                 ([38, 40, 17].map(|value| with(index, value)).to_vec(), values.last().map(|value| with(index, *value)))
             }
             When::IsOne(index, values) => (values.iter().map(|value| with(index, *value)).collect(), Some(with(index, 1))),
+            When::Are(values) => {
+                let mut all = [0; 6];
+                values.iter().for_each(|(index, _, value)| all[usize::from(*index)] = *value);
+                // With any one of them otherwise it is another matter.
+                let (index, ..) = values[0];
+                (vec![all], Some(with(index, 1000)).filter(|_| index > 0))
+            }
+            // Also one whose lower half is nothing.
+            When::Points(index) => (vec![with(index, 1), with(index, 1 << 32)], Some([0; 6])),
         }
     }
 
@@ -402,6 +495,8 @@ mod tests {
                 check(&programs(allowed, arch).expect("programs"), &rules(allowed), arch);
             }
             check(&[own_signals_program(arch).expect("a program")], OWN_SIGNALS, arch);
+            let without_mounts = without_mounts_program(Allowed::default(), arch).expect("a program").expect("it is needed");
+            check(&[without_mounts], WITHOUT_MOUNTS, arch);
         }
     }
 
@@ -440,11 +535,11 @@ mod tests {
             for (target, allowed) in
                 [(i64::from(own), true), (0, true), (1, false), (-1, false), (-i64::from(own), false), (4712, false)]
             {
-                let answer = answer(&program, arch, number("kill", arch), [target.cast_unsigned(), 9, 0, 0]);
+                let answer = answer(&program, arch, number("kill", arch), [target.cast_unsigned(), 9, 0, 0, 0, 0]);
                 assert_eq!(answer == ALLOW, allowed, "{arch:?} kill {target}");
             }
             for call in ["read", "futex", "clone", "rt_sigprocmask"] {
-                assert_eq!(answer(&program, arch, number(call, arch), [0; 4]), ALLOW, "{call}");
+                assert_eq!(answer(&program, arch, number(call, arch), [0; 6]), ALLOW, "{call}");
             }
         }
     }
@@ -454,7 +549,21 @@ mod tests {
         for arch in BOTH {
             let programs = programs(Allowed::default(), arch).expect("programs");
             for call in ["read", "write", "openat", "mmap", "mprotect", "futex", "clone", "socketpair", "prlimit64", "kill"] {
-                assert_eq!(answer(&programs, arch, number(call, arch), [0; 4]), ALLOW, "{call}");
+                assert_eq!(answer(&programs, arch, number(call, arch), [0; 6]), ALLOW, "{call}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_multiprocessing_and_asyncio_need_is_allowed_without_mounts() {
+        const STREAM_WITHOUT_INHERITANCE: u64 = 0x8_0001;
+        for arch in BOTH {
+            let program = [without_mounts_program(Allowed::default(), arch).expect("a program").expect("it is needed")];
+            let pair = [AF_UNIX, STREAM_WITHOUT_INHERITANCE, 0, 0, 0, 0];
+            assert_eq!(answer(&program, arch, number("socketpair", arch), pair), ALLOW);
+            assert_ne!(answer(&program, arch, number("socketpair", arch), [AF_UNIX, 0x8_0002, 0, 0, 0, 0]), ALLOW);
+            for open in [Allowed { network: true, ..Allowed::default() }, Allowed { unix_sockets: true, ..Allowed::default() }] {
+                assert_eq!(without_mounts_program(open, arch), Ok(None));
             }
         }
     }
@@ -465,18 +574,18 @@ mod tests {
             let open = programs(ALL_SETTINGS[1], arch).expect("programs");
             let socket = number("socket", arch);
             for domain in [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK] {
-                assert_eq!(answer(&open, arch, socket, [domain, 0, 0, 0]), ALLOW);
+                assert_eq!(answer(&open, arch, socket, [domain, 0, 0, 0, 0, 0]), ALLOW);
             }
-            assert_eq!(answer(&open, arch, number("execve", arch), [0; 4]), ALLOW);
-            assert_ne!(answer(&open, arch, number("ptrace", arch), [0; 4]), ALLOW);
+            assert_eq!(answer(&open, arch, number("execve", arch), [0; 6]), ALLOW);
+            assert_ne!(answer(&open, arch, number("ptrace", arch), [0; 6]), ALLOW);
         }
     }
 
     #[test]
     fn another_numbering_is_refused() {
         let programs = programs(Allowed::default(), TargetArch::x86_64).expect("programs");
-        assert_eq!(answer(&programs, TargetArch::x86_64, 0x4000_0000 + 39, [0; 4]), libc::SECCOMP_RET_ERRNO | ENOSYS);
-        let i386 = programs.iter().map(|program| evaluate(program, 0x4000_0003, 11, [0; 4])).max();
+        assert_eq!(answer(&programs, TargetArch::x86_64, 0x4000_0000 + 39, [0; 6]), libc::SECCOMP_RET_ERRNO | ENOSYS);
+        let i386 = programs.iter().map(|program| evaluate(program, 0x4000_0003, 11, [0; 6])).max();
         assert_eq!(i386, Some(libc::SECCOMP_RET_KILL_PROCESS));
     }
 
@@ -489,6 +598,7 @@ mod tests {
         let thread = std::thread::spawn(move || {
             let mut programs = programs(Allowed::default(), arch).expect("programs");
             programs.push(own_signals_program(arch).expect("a program"));
+            programs.extend(without_mounts_program(Allowed::default(), arch).expect("a program"));
             // SAFETY: plain numbers.
             assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
             for program in &programs {
@@ -500,14 +610,18 @@ mod tests {
                 let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
                 assert_eq!(installed, 0, "{}", std::io::Error::last_os_error());
             }
-            for rule in rules(Allowed::default()).iter().chain(OWN_SIGNALS) {
+            for rule in rules(Allowed::default()).iter().chain(OWN_SIGNALS).chain(WITHOUT_MOUNTS) {
                 for call in calls(rule, arch) {
-                    for [first, second, third, fourth] in arguments(rule).0 {
+                    for [first, second, third, fourth, fifth, sixth] in arguments(rule).0 {
                         let number = libc::c_long::from(number(call, arch));
-                        // SAFETY: the filter answers before the call can act; every pointer among the arguments is null.
-                        let result = unsafe { libc::syscall(number, first, second, third, fourth, 0, 0) };
+                        // SAFETY: the filter answers before the call can act; no pointer among the arguments is followed.
+                        let result = unsafe { libc::syscall(number, first, second, third, fourth, fifth, sixth) };
                         let errno = std::io::Error::last_os_error().raw_os_error().map(i32::cast_unsigned);
-                        assert_eq!((result, errno), (-1, Some(rule.errno)), "{call}");
+                        if rule.errno == IGNORED {
+                            assert_eq!(result, 0, "{call}");
+                        } else {
+                            assert_eq!((result, errno), (-1, Some(rule.errno)), "{call}");
+                        }
                     }
                 }
             }

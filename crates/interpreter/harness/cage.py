@@ -14,6 +14,10 @@ import harness_namespaces as namespaces
 
 _NETWORK_EVENTS = frozenset(("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"))
 _PROGRAM_EVENTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"))
+# Of a /proc that shows all of the machine's processes: facts about the machine, and what a process reads about itself. Not
+# its directories: they lead to the sockets and the threads of others.
+_FACTS = ("cpuinfo", "filesystems", "loadavg", "meminfo", "stat", "uptime", "version", "vmstat")
+_OWN_FACTS = ("cgroup", "cmdline", "comm", "io", "limits", "maps", "oom_score_adj", "smaps", "smaps_rollup", "stat", "statm", "status")
 _AF_UNIX = 1
 _BEYOND_THE_MACHINE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # RFC 5737, 3849: nobody's
 
@@ -22,11 +26,15 @@ class Cage:
     """What is constant for all kernels of a family."""
 
     def __init__(self, config):
-        self._programs = [bytes.fromhex(program) for program in config["seccomp"]["all"]]
-        self._own_signals, self._own_pid = config["seccomp"]["own_signals"], config["seccomp"]["own_pid"]
+        seccomp = config["seccomp"]
+        # Where no mount namespace hides the machine's sockets, nobody may be connected to.
+        programs = seccomp["all"] if namespaces.in_use() else seccomp["all"] + seccomp["without_mounts"]
+        self._programs = [bytes.fromhex(program) for program in programs]
+        self._connections = namespaces.in_use() or not seccomp["without_mounts"]
+        self._own_signals, self._own_pid = seccomp["own_signals"], seccomp["own_pid"]
         self._network, self._subprocess = config["allow_network"], config["allow_subprocess"]
         self._landlock_scopes_signals = config["landlock_scopes_signals"]
-        self._shared_memory_rights = config["shared_memory_rights"]
+        self._own_mount_rights, self._proc_file_rights = config["own_mount_rights"], config["proc_file_rights"]
         self.held = {}
 
     def close_zygote(self):
@@ -36,18 +44,34 @@ class Cage:
 
     def close_kernel(self, ruleset, own_user):
         """Locks this process in. `own_user`: whether no other kernel is the same user."""
-        if not own_user and namespaces.private_shared_memory() and ruleset is not None:
-            directory = os.open("/dev/shm", os.O_PATH)
-            self._hold("landlock", linux.allow_beneath(ruleset, directory, self._shared_memory_rights))
-            os.close(directory)
+        if ruleset is not None:
+            self._allow_own(ruleset)
         self._hold("no_capabilities", linux.drop_capabilities())
         if ruleset is not None:
             self._hold("landlock", linux.restrict_to_ruleset(ruleset))
         scoped = self._landlock_scopes_signals and self.held.get("landlock") == 0
         if self._own_signals and not (own_user or scoped or namespaces.in_use()):
             self._hold("seccomp", linux.install_seccomp([self._own_signals_program()]))
-        if not (self._network and self._subprocess):
+        if not (self._network and self._subprocess and self._connections):
             sys.addaudithook(self._explain)
+
+    def _allow_own(self, ruleset):
+        """What no rule made outside of this process could name."""
+        rights = {path: self._own_mount_rights[path] for path in namespaces.own_mounts()}
+        if not rights:
+            paths = [f"/proc/{name}" for name in _FACTS] + [f"/proc/self/{name}" for name in _OWN_FACTS]
+            rights = dict.fromkeys(filter(os.path.exists, paths), self._proc_file_rights)
+        for path, right in rights.items():
+            fd = os.open(path, os.O_PATH)
+            self._hold("landlock", linux.allow_beneath(ruleset, fd, right))
+            os.close(fd)
+
+    def let_the_supervisor_look(self, own_user):
+        """What a process keeps in open files that have no name is seen through its /proc entries only, and those of a process
+        that is not dumpable are closed to its own user, the supervisor. So kernels are, where something else keeps them from
+        one another; seccomp then keeps the code from taking it back."""
+        if not own_user and (namespaces.in_use() or self.held.get("landlock") == 0):
+            linux.prctl(linux.PR_SET_DUMPABLE, 1)
 
     def _own_signals_program(self):
         own, mark = (pid.to_bytes(4, sys.byteorder) for pid in (os.getpid(), self._own_pid))
@@ -61,6 +85,8 @@ class Cage:
         """Says which setting is off, before the system says no more than "not permitted"."""
         if event in _PROGRAM_EVENTS and not self._subprocess:
             raise PermissionError(errno.EPERM, "programs can't be started here: ALLOW_SUBPROCESS is off")
+        if event == "socket.connect" and not self._connections:
+            raise PermissionError(errno.EACCES, "sockets can't be connected here: ALLOW_UNIX_SOCKETS is off")
         if not self._network and (event in _NETWORK_EVENTS or event == "socket.__new__" and args[1] not in (_AF_UNIX, -1)):
             raise PermissionError(errno.EACCES, "there is no network here: ALLOW_NETWORK is off")
 

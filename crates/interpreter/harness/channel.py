@@ -1,13 +1,16 @@
 """The kernel's channel to the supervisor: length-prefixed frames over one stream socket.
 
 What is sent here is content, never authority: the supervisor keeps its own clock and counts, and cuts off a kernel
-that breaks the framing."""
+that breaks the framing. Threads of the cell print, show figures and end at the same time: one lock keeps each frame
+whole."""
 
 import os
+import socket
 import struct
+import threading
 from json import dumps, loads
 
-READY, STDOUT, STDERR, IMAGE, END, SYNC = b"R", b"O", b"E", b"I", b"Z", b"S"
+READY, STDOUT, STDERR, IMAGE, REPORT, END, SYNC = b"R", b"O", b"E", b"I", b"V", b"Z", b"S"
 
 _HEADER = struct.Struct("<cI")
 _LENGTH = struct.Struct("<I")
@@ -16,11 +19,19 @@ _LENGTH = struct.Struct("<I")
 class Channel:
     def __init__(self, fd):
         self.fd = fd
+        self.lock = threading.RLock()
 
     def send(self, kind, payload=b""):
         data = memoryview(_HEADER.pack(kind, len(payload)) + payload)
-        while data:
-            data = data[os.write(self.fd, data) :]
+        with self.lock:
+            while data:
+                data = data[os.write(self.fd, data) :]
+
+    def send_ready(self, fds):
+        """Says that a job can come, and hands over what the supervisor is to look at meanwhile."""
+        end = socket.socket(fileno=self.fd)
+        socket.send_fds(end, [_HEADER.pack(READY, 0)], fds)
+        end.detach()
 
     def send_json(self, kind, value):
         self.send(kind, dumps(value).encode())
@@ -33,8 +44,9 @@ class Channel:
 
     def sync(self):
         """Waits until the supervisor has taken everything from the raw pipes."""
-        self.send(SYNC)
-        self._read(1)
+        with self.lock:
+            self.send(SYNC)
+            self._read(1)
 
     def _read(self, size):
         parts = []

@@ -13,8 +13,9 @@ from json import dumps, loads
 
 import harness_cell as cell
 import harness_linux as linux
+import harness_namespaces as namespaces
 from harness_cage import drop_user
-from harness_channel import END, READY, Channel
+from harness_channel import END, REPORT, Channel
 from harness_figures import Figures
 from harness_policy import Restricted
 from harness_streams import Output
@@ -62,7 +63,7 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     figures = Figures(output)
     figures.watch()
     data_baseline = _data_bytes()
-    channel.send(READY)
+    _be_ready(channel)
     if not _job_comes(channel_fd, _IDLE_SECONDS):
         _warm(output, _WARM_CELL)
         if kernel_warm and not _job_comes(channel_fd, _LONG_IDLE_SECONDS):
@@ -86,13 +87,30 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     if os.getpid() != process:  # a fork made by the cell came out of it: it is not the kernel
         os._exit(0)
     output.finish()
-    for key, value in cell.finish_process().items():
-        report.setdefault(key, value)
+    # Known from here on, however long threads and exit handlers may go on.
+    _send_settled(output, REPORT, report)
+    amended = cell.finish_process()
     output.finish()
-    output.settle()
-    channel.send_json(END, report)
+    _send_settled(output, END, amended)
     channel.receive()  # the supervisor ends the process; this only returns when it has gone itself
     os._exit(0)
+
+
+def _be_ready(channel):
+    if not namespaces.in_use():
+        channel.send_ready([])
+        return
+    shared_memory = [os.open(path, os.O_PATH) for path in namespaces.own_mounts() if path != "/proc"]
+    channel.send_ready(shared_memory)
+    for fd in shared_memory:
+        os.close(fd)
+
+
+def _send_settled(output, kind, report):
+    """Behind all that was printed before, with no other thread's output in between."""
+    with output.lock:
+        output.settle()
+        output.channel.send_json(kind, report)
 
 
 def _use_packages(directory, separate, stack):
@@ -128,15 +146,16 @@ def _reset_signals():
 
 def _confine(cage, parent, spawn, ruleset_fd):
     os.setsid()
-    os.chdir(spawn["dir"])
+    directory = namespaces.narrow(spawn["dir"])
     os.umask(0o077)
+    cage.let_the_supervisor_look(own_user=spawn["uid"] is not None)
+    _be_killed_first()
     uid = spawn["uid"]
     if uid is not None:
         drop_user(uid)
     # After the change of user, which undoes the first and the third.
     linux.die_with_parent(parent)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
     _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])
@@ -144,9 +163,17 @@ def _confine(cage, parent, spawn, ruleset_fd):
     cage.close_kernel(ruleset_fd, own_user=uid is not None)
     if ruleset_fd is not None:
         os.close(ruleset_fd)
-    os.environ["HOME"] = spawn["dir"]
-    os.environ["TMPDIR"] = spawn["dir"]
-    os.environ["PWD"] = spawn["dir"]
+    for name in ("HOME", "TMPDIR", "PWD"):
+        os.environ[name] = directory
+
+
+def _be_killed_first():
+    """When the machine or the server's control group runs out of memory, the choice falls on a kernel before a zygote."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
 
 
 def _limit(kind, value):
@@ -172,7 +199,11 @@ def _warm(output, code):
 
 
 def _reseed():
-    """Every kernel is a copy of one process: numpy's global generator would repeat itself (Python's reseeds itself)."""
+    """Every kernel is a copy of one process: what is random in it would be the same in all (Python's own generator reseeds
+    itself). With one key for all, code of one call could speak to the managers of another."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process.current_process().authkey = os.urandom(32)
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed(int.from_bytes(os.urandom(4), "little"))

@@ -15,7 +15,6 @@ import mmap
 import os
 import sys
 import termios
-import threading
 from time import monotonic
 
 from harness_channel import STDERR, STDOUT
@@ -125,7 +124,7 @@ class Output:
     def __init__(self, channel, shared_fd):
         memory = memoryview(mmap.mmap(shared_fd, SHARED_SIZE))
         self.channel = channel
-        self.lock = threading.RLock()
+        self.lock = channel.lock
         self.raw = False
         self.send_by = self.lines = 0
         self.stdout = _Buffer(self, STDOUT, 1, memory[:_REGION])

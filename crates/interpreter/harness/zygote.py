@@ -33,17 +33,21 @@ def main(config):
     _be_killed_before_the_supervisor()
     held = {}
     if config["namespaces"]:
+        view = namespaces.View(
+            config["visible"], config["state_directory"], config["shared_memory_bytes"], config["allow_network"]
+        )
         flags = namespaces.wanted(config["allow_network"])
-        held["namespaces"] = namespaces.try_all(flags)
+        held["namespaces"] = namespaces.try_all(flags, view)
         if held["namespaces"] == 0:
-            namespaces.enter(flags)
+            namespaces.enter(flags, view)
     held |= {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
         "non_dumpable_kernels": _close_memory(),
     }
     heir = _heir_of_orphans() if config["find_heir"] and not namespaces.in_use() else None
     cage = Cage(config)
-    held.update(cage.probe(config["probe_user"], config["probe_paths"], config["ruleset_fd"]))
+    probe_paths = [config["site"], namespaces.state_directory(config["state_directory"])]
+    held.update(cage.probe(config["probe_user"], probe_paths, config["ruleset_fd"]))
     if config["ruleset_fd"] is not None:
         os.close(config["ruleset_fd"])
     _prepare_interpreter(config)
@@ -63,7 +67,8 @@ def main(config):
             os.close(later["control_fd"])
         cage.close_zygote()
         try:
-            _announce(control, ready=stage["name"], missing=missing, held=held, heir=heir)
+            seen = None if namespaces.in_use() else following
+            _announce(control, ready=stage["name"], missing=missing, held=held, heir=heir, following=seen)
             _serve(control, cage, stage["kernel_warm"])
         except ConnectionError:  # the supervisor has ended
             os._exit(0)
@@ -108,12 +113,10 @@ def _be_killed_before_the_supervisor():
 
 
 def _announce(control, **message):
-    """Says that a stage is ready, with a handle on this process and on the /proc that its kernels see."""
+    """Says that a stage is ready, with a handle on this process."""
     handle = os.pidfd_open(os.getpid())
-    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-    socket.send_fds(control, [_message(**message)], [handle, proc])
+    socket.send_fds(control, [_message(**message)], [handle])
     os.close(handle)
-    os.close(proc)
 
 
 def _prepare_interpreter(config):

@@ -8,15 +8,20 @@ use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult,
 
 use crate::frames::Report;
 use crate::home::MAX_FILES;
-use crate::kernel::{Ending, Finished};
+use crate::run::{Ending, Finished};
+
+/// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
+const MAX_TEXT: usize = 65_000;
+const MAX_WARNINGS: usize = 100;
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
 pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, stdout, stderr, images, images_dropped, elapsed } = finished;
+    let Finished { ending, report, stdout, stderr, images, images_dropped, elapsed } = finished;
     let limits = &request.limits;
     let (stdout, stdout_bytes) = stdout.finish();
     let (mut stderr, stderr_bytes) = stderr.finish();
     let truncated = stdout_bytes + stderr_bytes > 0;
+    let ran_to_its_end = report.is_some();
     let mut warnings = Vec::new();
     if truncated {
         let cap = limits.output_cap_bytes;
@@ -25,15 +30,13 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         ));
     }
     if images_dropped > 0 {
-        warnings.push(format!("{images_dropped} images were left out: together they were too large"));
+        warnings.push(format!("{images_dropped} images were left out: there were too many, they were too large, or they were no PNG or JPEG"));
     }
-    let mut value = None;
+    let Report { value, error: reported, exit, warnings: notes } = report.map(bounded).unwrap_or_default();
+    warnings.extend(notes);
     let (error, exit_code) = match ending {
-        Ending::Reported(report) => {
-            let Report { value: reported, error, exit, warnings: notes } = *report;
-            value = reported;
-            warnings.extend(notes);
-            match (error, exit) {
+        Ending::Ended => {
+            match (reported, exit) {
                 (Some(error), _) => {
                     let code = match error.kind.as_str() {
                         "MemoryError" => ErrorCode::MemoryLimit,
@@ -74,8 +77,14 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
             (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
         }
         Ending::Killed(code) => {
-            let message = limit_message(code, limits, elapsed);
-            (Some(plain_error(code, code.as_str(), message)), if code == ErrorCode::Timeout { 124 } else { 137 })
+            let mut error = plain_error(code, code.as_str(), limit_message(code, limits, elapsed));
+            if let Some(reported) = reported {
+                error.message = format!("{}; before that it had raised {}: {}", error.message, reported.kind, reported.message);
+                (error.traceback, error.line) = (Some(reported.traceback), reported.line);
+            } else if ran_to_its_end {
+                error.message += "; it had come to its end, but threads or exit handlers of it went on";
+            }
+            (Some(error), if code == ErrorCode::Timeout { 124 } else { 137 })
         }
         Ending::BrokeFraming => (
             Some(plain_error(
@@ -100,6 +109,26 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         packages: None,
     };
     Outcome { result, images }
+}
+
+/// A report as an honest harness sends it: a forged one costs no more.
+fn bounded(mut report: Report) -> Report {
+    let cut = |text: &mut String, most: usize| {
+        if let Some((end, _)) = text.char_indices().nth(most) {
+            text.truncate(end);
+        }
+    };
+    if let Some(value) = &mut report.value {
+        cut(value, MAX_TEXT);
+    }
+    if let Some(error) = &mut report.error {
+        for (text, most) in [(&mut error.kind, 200), (&mut error.message, 8000), (&mut error.traceback, MAX_TEXT)] {
+            cut(text, most);
+        }
+    }
+    report.warnings.truncate(MAX_WARNINGS);
+    report.warnings.iter_mut().for_each(|warning| cut(warning, 2000));
+    report
 }
 
 fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
@@ -149,6 +178,9 @@ fn limit_message(code: ErrorCode, limits: &Limits, elapsed: Duration) -> String 
             "the code's files took more than {} MB, or were more than {MAX_FILES}, and it was ended",
             limits.disk_bytes >> 20
         ),
-        _ => format!("the code had more than {} processes and threads and was ended", limits.processes),
+        _ => format!(
+            "the code had more than {} processes and threads, or one that can't be looked into, and was ended",
+            limits.processes
+        ),
     }
 }

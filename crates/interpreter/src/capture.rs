@@ -28,11 +28,6 @@ impl Captured {
         self.tail.extend(rest);
     }
 
-    /// Bytes seen so far.
-    pub(crate) fn total(&self) -> u64 {
-        self.total
-    }
-
     /// The text with a note where something is missing, and how many bytes that is.
     pub(crate) fn finish(mut self) -> (String, u64) {
         let dropped = self.total - (self.head.len() + self.tail.len()) as u64;
@@ -64,7 +59,6 @@ mod tests {
         for piece in [&b"01"[..], b"23456", b"789abcdefgh", b"", b"xyz"] {
             captured.push(piece);
         }
-        assert_eq!(captured.total(), 21);
         assert_eq!(captured.finish(), ("01234\n… [11 bytes left out] …\nghxyz".to_owned(), 11));
     }
 

@@ -1,6 +1,5 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
@@ -13,14 +12,16 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::answer::outcome;
-use crate::home::{Home, KernelUsers};
+use crate::home::{self, Home, Quarantine};
 use crate::isolation::{self, Isolation};
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
 use crate::status::{EngineStatus, StageStatus};
 use crate::tree::PythonTree;
-use crate::zygote::{Family, FamilyConfig, Held, StageState};
+use crate::users::KernelUsers;
+use crate::run::Ending;
+use crate::zygote::{Family, FamilyConfig, Held, Link, StageState};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -32,10 +33,18 @@ const REFILL_BESIDE_CALL: Duration = Duration::from_millis(15);
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
 const WARM_BYTES: u64 = 1 << 30;
+/// How long a kernel may take from being asked for to being ready: other code may have stopped it, or its zygote.
+const KERNEL_START_PATIENCE: Duration = Duration::from_secs(15);
+/// The most that a kernel may keep in a `/dev/shm` of its own.
+const SHARED_MEMORY_BYTES: u64 = 256 << 20;
+/// Users of kernels that are being cleaned up after, or that could not be.
+const MORE_USERS: usize = 64;
 /// How long the end of the engine may take.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 /// After a family died: a broken tree must not be tried in a tight loop.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+const SIGKILL: i32 = 9;
 
 /// What the engine needs to know.
 #[derive(Clone, Debug)]
@@ -94,6 +103,10 @@ pub(crate) struct Inner {
     protection: Protection,
     isolation: Isolation,
     cgroup_refused: RwLock<i32>,
+    cgroup: RwLock<Option<Arc<Cgroup>>>,
+    /// How often memory ran out in the group, as far as was seen.
+    out_of_memory_kills: AtomicU64,
+    quarantine: Quarantine,
     /// What was promised to the first caller; a family that holds less runs nothing.
     held_at_first: OnceLock<Held>,
     reaper: Arc<Reaper>,
@@ -141,6 +154,8 @@ impl Engine {
             tempfile::Builder::new().prefix("code-interpreter-").tempdir().map_err(system("making the state directory"))?;
         open_directory(&state_dir).map_err(system("opening the state directory"))?;
         let stages = config.preload.stages();
+        let users = KernelUsers::for_kernels(config.max_concurrency + config.spares * stages + MORE_USERS)
+            .map_err(system("taking the users that calls run as"))?;
         let inner = Arc::new(Inner {
             reaper: Arc::new(Reaper::new(protection.subreaper)),
             family: RwLock::new(None),
@@ -152,7 +167,10 @@ impl Engine {
             next_id: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            users: Arc::default(),
+            users: Arc::new(users),
+            cgroup: RwLock::new(None),
+            out_of_memory_kills: AtomicU64::new(0),
+            quarantine: Quarantine::default(),
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
@@ -198,7 +216,12 @@ impl Engine {
             return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
         };
         let _running = Inner::refill_later(inner, stage);
-        outcome(kernel.run(request, &inner.config.authorized_imports, inner.cores, on_output).await, request)
+        let kills_before = inner.out_of_memory_kills.load(Ordering::Relaxed);
+        let mut finished = kernel.run(request, &inner.config.authorized_imports, inner.cores, on_output).await;
+        if matches!(finished.ending, Ending::Died(Some(status)) if status == -SIGKILL) && inner.memory_ran_out(kills_before) {
+            finished.ending = Ending::Killed(ErrorCode::MemoryLimit);
+        }
+        outcome(finished, request)
     }
 
     /// How the engine stands.
@@ -230,6 +253,7 @@ impl Engine {
             disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
+            quarantined: inner.quarantine.load(Ordering::Relaxed),
         }
     }
 
@@ -286,7 +310,9 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         let config = FamilyConfig {
             tree: &inner.tree,
             stages: inner.pools.len(),
-            probe_user: sandbox::is_root().then_some(KernelUsers::FIRST),
+            probe_user: inner.users.any(),
+            shared_memory_bytes: inner.config.limits.memory_bytes.min(SHARED_MEMORY_BYTES),
+            reaper: &inner.reaper,
             state_dir: inner.state_dir.path(),
             isolation: &inner.isolation,
             inherits_orphans: inner.protection.subreaper,
@@ -301,10 +327,11 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
             }
         };
         let pid = i32::try_from(child.id()).unwrap_or(0);
-        inner.reaper.adopt(pid);
         *inner.zygote.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
         // While Python still starts, and so before it forks anything.
-        let cgroup = inner.cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| cgroup));
+        let cgroup = inner.cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
+        *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = cgroup.as_ref().ok().cloned();
+        inner.out_of_memory_kills.store(0, Ordering::Relaxed);
         *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
             cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
         *inner.family.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(family));
@@ -318,6 +345,10 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
         drop(inner);
         let status = child.wait();
         reaper.release(pid);
+        reaper.forget_zygotes();
+        if let Some(inner) = engine.upgrade() {
+            *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         drop(cgroup);
         let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) else { return };
         tracing::warn!(?status, "the zygote ended; starting another");
@@ -340,6 +371,14 @@ impl Inner {
         let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
         let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
         Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
+    }
+
+    /// Whether the kernel has ended processes of the group since `kills` was seen.
+    fn memory_ran_out(&self, kills: u64) -> bool {
+        let cgroup = self.cgroup.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = cgroup.map_or(0, |cgroup| cgroup.out_of_memory_kills());
+        self.out_of_memory_kills.fetch_max(now, Ordering::Relaxed);
+        now > kills
     }
 
     /// What held: as the zygote tried it, with the rest.
@@ -410,7 +449,7 @@ impl Inner {
     }
 
     /// The stage's link in the running family, once it is ready.
-    async fn link(&self, stage: usize) -> Arc<crate::zygote::Link> {
+    async fn link(&self, stage: usize) -> Arc<Link> {
         loop {
             let mut generation = self.generation.subscribe();
             let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -425,9 +464,18 @@ impl Inner {
 
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
         let link = self.link(stage).await;
-        let StageState::Ready { held, heir, baseline_bytes, proc, .. } = link.state() else {
+        let started = tokio::time::timeout(KERNEL_START_PATIENCE, self.start_kernel_at(&link)).await;
+        started.unwrap_or_else(|_| Err(format!("it was not ready within {} s", KERNEL_START_PATIENCE.as_secs())))
+    }
+
+    async fn start_kernel_at(&self, link: &Link) -> Result<Kernel, String> {
+        let StageState::Ready { held, heir, baseline_bytes, processes, .. } = link.state() else {
             return Err("the zygote died".to_owned());
         };
+        let contained = held.get("namespaces") == Some(&0);
+        if !contained {
+            self.reaper.know_zygotes(processes);
+        }
         if let Some(heir) = heir {
             self.reaper.orphans_go_to(heir);
         }
@@ -445,13 +493,15 @@ impl Inner {
         } else {
             None
         };
-        let home = Home::make(self.state_dir.path().join(format!("k{id}")), user)
+        let state_dir = self.state_dir.path();
+        home::mend_state_directory(state_dir).map_err(|error| format!("mending the state directory: {error}"))?;
+        let home = Home::make(state_dir.join(format!("k{id}")), user, self.quarantine.clone())
             .map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {
             Ok(landlock) => {
-                let ruleset = landlock.ruleset(home.path(), uid.is_some(), proc.as_ref().map(|proc| proc.as_fd()));
+                let ruleset = landlock.ruleset(home.path(), uid.is_some());
                 theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
             }
             Err(_) => theirs,
@@ -461,16 +511,24 @@ impl Inner {
             "file_size_bytes": self.config.limits.file_size_bytes,
             "processes": self.process_limit(id, uid.is_some()),
         });
+        // Where its end is not the end of all it started, a child of the zygote that nobody knows must be told from it.
+        let birth = (!contained).then(|| self.reaper.birth());
         let spawned = link.spawn(id, request.to_string().as_bytes(), &theirs).await?;
         drop(theirs);
+        if let Some(birth) = birth {
+            birth.announce(spawned.pid);
+        }
         let death = spawned.handle.try_clone().map_err(|error| error.to_string())?;
         let process = KernelProcess::new(
             spawned.pid,
             spawned.handle,
             uid.unwrap_or_else(sandbox::user_id),
-            held.get("namespaces") == Some(&0),
+            contained,
         );
-        let mut kernel = Kernel::new(process, ours, death, spawned.exited, baseline_bytes, self.reaper.clone(), home)
+        // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
+        let sees_descriptors = uid.is_some() || contained || held.get("landlock") == Some(&0);
+        let seen = (baseline_bytes, sees_descriptors);
+        let mut kernel = Kernel::new(process, ours, death, spawned.exited, seen, self.reaper.clone(), home)
             .map_err(|error| format!("watching a kernel: {error}"))?;
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
     }

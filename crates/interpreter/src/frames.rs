@@ -7,8 +7,11 @@ use serde::Deserialize;
 
 /// The longest payload of a frame, in bytes. The largest honest one is an image of 5 MB.
 pub(crate) const MAX_PAYLOAD: usize = 6 << 20;
+/// The longest report: an honest one has a value, a traceback and notes, of 64,000 characters at most the first two.
+const MAX_REPORT: usize = 2 << 20;
 
-const HEADER: usize = 5;
+/// What a frame takes besides its payload, in bytes.
+pub(crate) const HEADER: usize = 5;
 
 /// One frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +24,9 @@ pub(crate) enum Frame {
     Stderr(Bytes),
     /// `mime NUL bytes`
     Image(Bytes),
-    /// The cell has ended; a JSON [`Report`].
+    /// The code has run to its end; a JSON [`Report`].
+    Report(Bytes),
+    /// Its threads and exit handlers have ended, too; what of the report that has changed.
     End(Bytes),
     /// Asks for the raw pipes to be emptied, and for a byte in return.
     Sync,
@@ -35,6 +40,14 @@ pub(crate) struct Report {
     pub(crate) exit: Option<u8>,
     #[serde(default)]
     pub(crate) warnings: Vec<String>,
+}
+
+impl Report {
+    /// What came of threads and exit handlers changes only what the code itself has left open.
+    pub(crate) fn amend(&mut self, later: Self) {
+        self.error = self.error.take().or(later.error);
+        self.exit = self.exit.or(later.exit);
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +70,8 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
         return Ok(None);
     };
     let length = u32::from_le_bytes(*length) as usize;
-    if length > MAX_PAYLOAD || !b"ROEIZS".contains(&kind) {
+    let longest = if b"VZ".contains(&kind) { MAX_REPORT } else { MAX_PAYLOAD };
+    if length > longest || !b"ROEIVZS".contains(&kind) {
         return Err(BrokenFraming);
     }
     if buffer.len() < HEADER + length {
@@ -71,6 +85,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
         b'O' => Frame::Stdout(payload),
         b'E' => Frame::Stderr(payload),
         b'I' => Frame::Image(payload),
+        b'V' => Frame::Report(payload),
         b'Z' => Frame::End(payload),
         _ => Frame::Sync,
     }))
@@ -95,5 +110,6 @@ mod tests {
     fn a_length_above_the_cap_or_an_unknown_kind_is_refused_before_anything_is_stored() {
         assert_eq!(next(&mut BytesMut::from(&b"O\xff\xff\xff\x7f"[..])), Err(BrokenFraming));
         assert_eq!(next(&mut BytesMut::from(&b"{\"k\":\"done\"}"[..])), Err(BrokenFraming));
+        assert_eq!(next(&mut BytesMut::from(&b"Z\0\0\x30\0"[..])), Err(BrokenFraming), "a report of 3 MB");
     }
 }

@@ -8,6 +8,7 @@ use sandbox::{Allowed, Landlock};
 use serde::Serialize;
 
 use crate::PythonTree;
+use crate::tree::MATPLOTLIB;
 use crate::zygote::Held;
 
 /// Not implemented: what a kernel without the layer answers.
@@ -24,6 +25,8 @@ const FACTS: [&str; 2] = ["network_unreachable", "no_shared_memory"];
 pub(crate) struct Filters {
     /// For all kernels.
     pub(crate) all: Vec<String>,
+    /// And for those that no mount namespace surrounds.
+    pub(crate) without_mounts: Vec<String>,
     /// For a kernel that nothing else keeps from signalling the server.
     pub(crate) own_signals: Option<String>,
     /// Stands in `own_signals` for the process's own number.
@@ -43,6 +46,7 @@ impl Filters {
         };
         Ok(Self {
             all: sandbox::programs(allowed, arch)?.into_iter().map(hexadecimal).collect(),
+            without_mounts: sandbox::without_mounts_program(allowed, arch)?.into_iter().map(hexadecimal).collect(),
             own_signals: Some(hexadecimal(sandbox::own_signals_program(arch)?)),
             own_pid: sandbox::OWN_PID,
         })
@@ -58,6 +62,8 @@ pub(crate) struct Isolation {
     pub(crate) seccomp: Filters,
     /// Or why the kernel has none.
     pub(crate) landlock: io::Result<Landlock>,
+    /// What stays in sight of the machine besides the system's own directories, where there are mount namespaces.
+    pub(crate) visible: Vec<PathBuf>,
 }
 
 impl Isolation {
@@ -77,14 +83,17 @@ impl Isolation {
             });
         }
         // The zygote fills it; a rule needs it to be there.
-        let matplotlib = state_dir.join("matplotlib");
+        let matplotlib = state_dir.join(MATPLOTLIB);
         if let Err(error) = std::fs::create_dir_all(&matplotlib) {
             tracing::warn!(%error, "matplotlib's directory could not be made");
         }
         let readable = readable.iter().cloned().chain([tree.root().to_path_buf(), matplotlib]).collect::<Vec<_>>();
         let landlock =
             if is_off("landlock") { Err(io::Error::from_raw_os_error(ENOSYS)) } else { Landlock::new(allowed, &readable) };
-        Self { allowed, disabled, seccomp, landlock }
+        // Also by the name that links lead to.
+        let real = readable.iter().filter_map(|path| path.canonicalize().ok());
+        let visible = readable.iter().cloned().chain(real).collect();
+        Self { allowed, disabled, seccomp, landlock, visible }
     }
 
     /// Whether the operator has left this layer on.

@@ -13,9 +13,12 @@ mod isolation;
 mod kernel;
 mod pool;
 mod purge;
+mod run;
 mod stage;
 mod status;
 mod tree;
+mod users;
+mod watch;
 mod zygote;
 
 pub use engine::{Engine, EngineConfig, EngineError};

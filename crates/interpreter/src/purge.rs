@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::engine::Engine;
+use crate::tree::MATPLOTLIB;
 
 /// The end of a kernel that is removed meanwhile.
 const TRIES: u32 = 50;
 const BETWEEN_TRIES: Duration = Duration::from_millis(10);
-const MATPLOTLIB: &str = "matplotlib";
 
 impl Engine {
     /// Ends all spare kernels and empties the engine's directory. Call it when no cell runs; kernels that are started from
@@ -25,8 +25,9 @@ impl Engine {
     /// When something can't be removed or made anew: then the engine can't promise a clean call any more.
     pub async fn purge(&self) -> io::Result<()> {
         let inner = &self.inner;
-        inner.epoch.fetch_add(1, Ordering::AcqRel);
+        // In this order: a kernel of the new epoch has a directory that stays.
         let horizon = inner.next_id.load(Ordering::Acquire);
+        inner.epoch.fetch_add(1, Ordering::AcqRel);
         for pool in &inner.pools {
             pool.clear();
         }

@@ -34,6 +34,8 @@ pub struct EngineStatus {
     pub landlock_abi: Option<i32>,
     /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
     pub held: Option<Held>,
+    /// Calls after which something could not be ended or removed: their directories and users are not used again.
+    pub quarantined: usize,
 }
 
 /// How a stage stands.

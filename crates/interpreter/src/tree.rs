@@ -7,6 +7,9 @@ use crate::EngineError;
 /// Where a Lambda function finds the tree of its layer.
 const IN_LAYER: &str = "/opt/code-interpreter";
 
+/// The folder of matplotlib's configuration, in a tree and in an engine's directory.
+pub(crate) const MATPLOTLIB: &str = "matplotlib";
+
 /// Where the interpreter and the stack are.
 #[derive(Clone, Debug)]
 pub struct PythonTree {
@@ -53,7 +56,7 @@ impl PythonTree {
 
     /// Matplotlib's configuration, with its font cache.
     pub fn matplotlib(&self) -> PathBuf {
-        self.root.join("matplotlib")
+        self.root.join(MATPLOTLIB)
     }
 
     /// The interpreter's version, from the tree's own note.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Landlock, Pidfd};
+use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Landlock, Pidfd, Reaper};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::PythonTree;
 use crate::isolation::Isolation;
 use crate::stage;
+use crate::tree::MATPLOTLIB;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
 const MODULES: [(&str, &str); 11] = [
@@ -40,8 +41,9 @@ pub(crate) enum StageState {
     /// Still importing.
     Starting,
     /// Forks kernels.
-    /// `heir`: who inherits orphans, where it had to be found out.
-    Ready { missing: Vec<String>, held: Held, heir: Option<i32>, baseline_bytes: u64, proc: Option<Arc<OwnedFd>> },
+    /// `heir`: who inherits orphans, where it had to be found out. `processes`: its id, and, outside of PID namespaces, that of
+    /// the stage after it, which it has forked.
+    Ready { missing: Vec<String>, held: Held, heir: Option<i32>, baseline_bytes: u64, processes: Vec<i32> },
     /// Gone.
     Dead,
 }
@@ -60,7 +62,7 @@ pub(crate) struct Spawned {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32> },
+    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32>, following: Option<i32> },
     Spawned { spawned: u64 },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
@@ -152,17 +154,16 @@ impl Link {
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, held, heir }) => {
-                let mut fds = fds.into_iter();
-                let process = fds.next().map(Pidfd::new);
+            Ok(Message::Ready { ready, missing, held, heir, following }) => {
+                let process = fds.into_iter().next().map(Pidfd::new);
                 let pid = process.as_ref().and_then(Pidfd::pid);
                 if let Some(process) = process {
                     let _ = self.process.set(process);
                 }
-                let baseline_bytes = pid.map_or(0, |pid| sandbox::usage_of_process(pid).memory_bytes);
-                let proc = fds.next().map(Arc::new);
+                let baseline_bytes = pid.map_or(0, sandbox::memory_of);
+                let processes = pid.into_iter().chain(following).collect();
                 tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, held, heir, baseline_bytes, proc });
+                self.state.send_replace(StageState::Ready { missing, held, heir, baseline_bytes, processes });
             }
             Ok(Message::Spawned { spawned }) => {
                 let handle = fds.into_iter().next().map(Pidfd::new);
@@ -185,8 +186,11 @@ impl Link {
             if let Some(started) = self.waiting().remove(&id).and_then(|waiting| waiting.started) {
                 let _ = started.send(outcome);
             }
-        } else if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take()) {
-            let _ = started.send(outcome);
+        } else if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take())
+            && let Err(Ok((_, abandoned))) = started.send(outcome)
+        {
+            // Nobody waits for it any more, so nobody else would end it.
+            abandoned.kill();
         }
     }
 
@@ -207,9 +211,13 @@ pub(crate) struct FamilyConfig<'a> {
     /// Tried in a throw-away child: whether kernels can run as this user.
     pub(crate) probe_user: Option<u32>,
     pub(crate) isolation: &'a Isolation,
+    /// What a kernel may keep in a `/dev/shm` of its own.
+    pub(crate) shared_memory_bytes: u64,
     /// Whether the supervisor inherits orphans.
     pub(crate) inherits_orphans: bool,
     pub(crate) state_dir: &'a std::path::Path,
+    /// Must know of the child from its first moment.
+    pub(crate) reaper: &'a Reaper,
 }
 
 impl Family {
@@ -223,22 +231,28 @@ impl Family {
             .landlock
             .as_ref()
             .ok()
-            .map(|landlock| landlock.ruleset(config.state_dir, false, None))
+            .map(|landlock| landlock.ruleset(config.state_dir, false))
             .transpose()?;
         let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
-        let probe_paths = [config.tree.site(), config.state_dir.to_path_buf()];
+        let landlock = config.isolation.landlock.as_ref().ok();
+        let of_landlock = |rights: fn(&Landlock) -> u64| landlock.map_or(0, rights);
         let start = json!({
             "sources": sources,
             "config": {
                 "supervisor": sandbox::process_id(),
                 "site": config.tree.site(),
-                "matplotlib": config.state_dir.join("matplotlib"),
+                "matplotlib": config.state_dir.join(MATPLOTLIB),
+                "state_directory": config.state_dir,
+                "visible": config.isolation.visible,
+                "shared_memory_bytes": config.shared_memory_bytes,
                 "probe_user": config.probe_user,
-                "probe_paths": probe_paths,
                 "find_heir": !config.inherits_orphans,
                 "namespaces": config.isolation.is_on("namespaces"),
                 "seccomp": config.isolation.seccomp,
-                "shared_memory_rights": config.isolation.landlock.as_ref().map_or(0, Landlock::shared_memory_rights),
+                "proc_file_rights": of_landlock(Landlock::proc_file_rights),
+                "own_mount_rights": {
+                    "/proc": of_landlock(Landlock::proc_rights), "/dev/shm": of_landlock(Landlock::shared_memory_rights),
+                },
                 "landlock_scopes_signals": config.isolation.landlock.as_ref().is_ok_and(Landlock::scopes_signals),
                 "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
                 "allow_network": config.isolation.allowed.network,
@@ -264,7 +278,11 @@ impl Family {
         }
         let mut command = Command::new(config.tree.python());
         command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
-        let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
+        let child = config.reaper.start(|| {
+            let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
+            let pid = i32::try_from(child.id()).unwrap_or(0);
+            Ok((child, pid))
+        })?;
         let root = Arc::new(i32::try_from(child.id()).ok().and_then(Pidfd::open));
         for link in &links {
             let (link, family, root) = (link.clone(), links.clone(), root.clone());

@@ -82,7 +82,7 @@ impl Starter {
             cpu_seconds: bounds.deadline.saturating_duration_since(Instant::now()).as_secs().saturating_mul(2) + 2,
             background,
         };
-        let ruleset = self.landlock.as_ref().map(|landlock| landlock.ruleset(&bounds.writable, false, None)).transpose();
+        let ruleset = self.landlock.as_ref().map(|landlock| landlock.ruleset(&bounds.writable, false)).transpose();
         sandbox::confine_installer(&mut command, limits, ruleset.map_err(|error| failed("making a Landlock rule set", error))?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut command = tokio::process::Command::from(command);

@@ -45,7 +45,7 @@ pub(crate) fn open(
         ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
     );
     let installer = Installer {
-        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true }, &readable).ok() },
+        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true, unix_sockets: true }, &readable).ok() },
         tool,
         python: target.python.clone(),
         site: target.site.clone(),

@@ -77,6 +77,9 @@ pub struct EngineSettings {
     /// Let the code start programs; they are under all other limits and end with the call.
     #[arg(long, env = "ALLOW_SUBPROCESS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_subprocess: bool,
+    /// Let the code connect to local sockets where no mount namespace hides the machine's own: multiprocessing managers need it there.
+    #[arg(long, env = "ALLOW_UNIX_SOCKETS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_unix_sockets: bool,
     /// What the code may say: open, or restricted to authorised imports without files, eval and the interpreter's insides.
     #[arg(long, env = "POLICY", default_value = "open", value_parser = policy)]
     policy: Policy,
@@ -237,7 +240,11 @@ impl EngineSettings {
             disabled_layers: self.disable_layers.clone(),
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
             readable: Packages::readable(&self.packages()?).into_iter().collect(),
-            allowed: Allowed { network: self.allow_network, subprocess: self.allow_subprocess },
+            allowed: Allowed {
+                network: self.allow_network,
+                subprocess: self.allow_subprocess,
+                unix_sockets: self.allow_unix_sockets,
+            },
         })
     }
 

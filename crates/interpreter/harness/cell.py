@@ -12,7 +12,7 @@ import threading
 import traceback
 import types
 
-from harness_policy import PolicyDenied
+from harness_policy_rules import PolicyDenied
 from harness_values import plain, value_text
 
 NAME = "<cell>"
@@ -48,6 +48,8 @@ def run_cell(code, namespace, figures, output, policy=None):
     except BaseException as error:
         report["error"] = describe(error)
     _guarded(figures, figures.show_all)
+    if policy is not None and policy.refusal() is not None:
+        report["error"] = describe(policy.refusal())  # also where the cell has caught it
     report["warnings"] = [plain(note, 1000) for note in figures.warnings]
     return report
 
@@ -69,7 +71,7 @@ def _execute(code, namespace, policy):
     tree = compile(code, NAME, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
     if policy is not None:
         policy.check(tree)
-        policy.confine(namespace)
+        policy.confine(namespace, tree)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
         last = ast.Expression(tree.body.pop().value)
@@ -126,17 +128,18 @@ def describe(error):
         line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == NAME else None
         # Deep recursion is shown by the formatter's own "repeated" lines.
         text = "".join(traceback.format_exception(error))
-        if isinstance(error, PolicyDenied) and error.line is not None:
-            line = error.line
+        column = None
+        if isinstance(error, PolicyDenied):
+            line, column = (error.line, error.column) if error.line is not None else (line, last[-1].colno + 1 if last else None)
         message = value_text(error, as_repr=False)
     except BaseException as trouble:
-        text, line, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, ""
+        text, line, column, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, None, ""
     return {
         "type": plain(kind, 200),
         "message": plain(message, 4000),
         "traceback": plain(text, MAX_TRACEBACK),
         "line": line,
-        "column": getattr(error, "column", None) if isinstance(error, PolicyDenied) else None,
+        "column": column,
     }
 
 

@@ -1,127 +1,268 @@
-"""The restricted policy: what a cell may import, call and reach, checked on its syntax before anything runs, and again at
-run time by an import hook and an audit hook.
+"""The restricted policy: what a cell may import, call and reach. Its syntax is checked before anything runs; then each
+attribute that it reads is rewritten to go through a guard, because only the run knows what has the attribute.
 
 Rule: this is guidance for the model and defence in depth, never the wall. Python can't be confined from inside; the
 process and the kernel's layers confine it."""
 
 import ast
-import builtins
-import re
 import sys
+from types import ModuleType
 
-_DENIED_NAMES = frozenset(
-    "open eval exec compile __import__ globals locals vars setattr delattr breakpoint input memoryview help"
-    " __builtins__ __loader__ __spec__ __build_class__".split()
+from harness_policy_guards import READ, TYPE_NAME, WRITE, MATCH, Guards
+from harness_policy_hook import audit_hook
+from harness_policy_rules import (
+    BY_LITERAL_NAME,
+    DEFINABLE_DUNDERS,
+    REFUSED_BUILTINS,
+    Authorized,
+    PolicyDenied,
+    attribute_refusal,
+    is_dunder,
 )
-# Only with a name that is written out and is no dunder.
-_BY_LITERAL_NAME = frozenset(("getattr", "hasattr"))
-_ALLOWED_DUNDERS = frozenset(
-    "__init__ __name__ __doc__ __version__ __str__ __repr__ __len__ __eq__ __hash__ __enter__ __exit__ __iter__ __next__"
-    " __call__ __post_init__ __main__ __annotations__ __add__ __getitem__ __setitem__ __contains__ __lt__ __file__ __slots__ __all__ __match_args__".split()
-)
-_FRAME_ATTRIBUTES = frozenset(
-    "gi_frame gi_code gi_yieldfrom cr_frame cr_code cr_origin ag_frame ag_code tb_frame tb_next f_back f_builtins f_code"
-    " f_globals f_locals f_generator mro func_globals func_code co_code co_consts".split()
-)
-# Modules that other modules have imported, found through them.
-_MODULE_ATTRIBUTES = frozenset(
-    "os sys builtins subprocess importlib ctypes socket shutil pathlib _os _sys _io posix _thread threading inspect".split()
-)
-_DENIED_EVENTS = ("ctypes.", "socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "os.kill")
-_FORMAT_REACHES_DUNDER = re.compile(r"\{[^{}]*[.\[]_")
 
-
-class PolicyDenied(Exception):
-    """What the policy refuses; `line` and `column` count from 1."""
-
-    def __init__(self, what, why, node=None):
-        place = f"line {node.lineno}, column {node.col_offset + 1}: " if node is not None else ""
-        super().__init__(f"{place}{what} is refused by the policy: {why}")
-        self.line = node.lineno if node is not None else None
-        self.column = node.col_offset + 1 if node is not None else None
+_OURS = tuple(f"harness_{name}" for name in ("policy", "policy_rules", "policy_guards", "policy_hook", "cell", "kernel"))
+_FORMAT_METHODS = frozenset(("format", "format_map"))
 
 
 class Restricted:
+    """The policy for one cell."""
+
     def __init__(self, authorized_imports):
-        self._authorized = frozenset(authorized_imports)
+        self._authorized = Authorized(authorized_imports)
+        self._guards = None
 
     def check(self, tree):
         """Raises PolicyDenied for the first thing in the cell that is refused."""
-        for node in sorted(
-            (node for node in ast.walk(tree) if hasattr(node, "lineno")), key=lambda node: (node.lineno, node.col_offset)
-        ):
+        _Check(self._authorized, tree).run()
+
+    def confine(self, namespace, tree):
+        """For the cell's own code: builtins without what is refused, guards in its tree, and a hook for what they don't see."""
+        self._guards = Guards(self._authorized)
+        namespace["__builtins__"] = self._guards.builtins()
+        _Rewrite().visit(tree)
+        for name in _OURS:  # nobody finds the policy by its name
+            sys.modules.pop(name, None)
+        sys.addaudithook(audit_hook(namespace, self._authorized, self._guards.refuse))
+
+    def refusal(self):
+        """The first refusal of the run, also one that the cell has caught."""
+        return self._guards.first_refusal() if self._guards else None
+
+
+class _Check:
+    def __init__(self, authorized, tree):
+        self._authorized = authorized
+        self._nodes = list(ast.walk(tree))
+        self._own = set()
+        self._modules = {}
+        for node in self._nodes:
+            self._note_names(node)
+        self._allowed = set()
+
+    def run(self):
+        placed = [node for node in self._nodes if hasattr(node, "lineno")]
+        for node in sorted(placed, key=lambda node: (node.lineno, node.col_offset)):
+            for name in (*_names_bound(node), *((node.arg,) if isinstance(node, ast.keyword) and node.arg else ())):
+                if is_dunder(name) and name not in DEFINABLE_DUNDERS:
+                    raise PolicyDenied(name, "it reaches around the policy", node)
             getattr(self, f"_check_{type(node).__name__}", _accept)(node)
 
-    def confine(self, namespace):
-        """For the cell's own code: builtins without what is refused, and hooks for what syntax does not show."""
-        allowed = {name: value for name, value in vars(builtins).items() if name not in _DENIED_NAMES}
-        # A class statement needs the first; the second is the hook.
-        allowed["__build_class__"] = builtins.__build_class__
-        allowed["__import__"] = self._import
-        namespace["__builtins__"] = allowed
-        sys.addaudithook(_refuse_event)
+    def _note_names(self, node):
+        """Which names are the cell's own, and which stand for a module and nothing else."""
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                self._modules.setdefault(name, alias.name if alias.asname else name)
+        else:
+            self._own.update(_names_bound(node))
 
-    def _import(self, name, globals=None, locals=None, fromlist=(), level=0):
-        self._authorize(name, fromlist, level, None)
-        return builtins.__import__(name, globals, locals, fromlist, level)
-
-    def _authorize(self, name, members, level, node):
-        what = f"import of {name or '.'}"
-        if level:
-            raise PolicyDenied(what, "relative imports are not allowed", node)
-        parts = name.split(".")
-        if not any(".".join(parts[:count]) in self._authorized for count in range(1, len(parts) + 1)):
-            raise PolicyDenied(what, f"authorised are {', '.join(sorted(self._authorized))}", node)
-        for member in members or ():
-            if member.startswith("_"):
-                raise PolicyDenied(f"import of {name}.{member}", "names that start with an underscore are internal", node)
+    def _module(self, node):
+        """The loaded module that a chain of names stands for."""
+        if isinstance(node, ast.Name):
+            name = self._modules.get(node.id) if node.id not in self._own else None
+            return sys.modules.get(name)
+        if isinstance(node, ast.Attribute):
+            parent = self._module(node.value)
+            found = vars(parent).get(node.attr) if parent is not None else None
+            return found if isinstance(found, ModuleType) else None
+        return None
 
     def _check_Import(self, node):
         for alias in node.names:
-            self._authorize(alias.name, (), 0, node)
+            self._check_import(node, alias.name, (), 0)
 
     def _check_ImportFrom(self, node):
-        self._authorize(node.module or "", [alias.name for alias in node.names], node.level, node)
+        members = [alias.name for alias in node.names]
+        self._check_import(node, node.module or "", members, node.level)
+        module = sys.modules.get(node.module)
+        for member in members if module is not None else ():
+            self._check_found(node, f"import of {node.module}.{member}", vars(module).get(member))
+
+    def _check_import(self, node, name, members, level):
+        refused = self._authorized.import_refusal(name, members, level)
+        if refused is not None:
+            raise PolicyDenied(*refused, node)
+
+    def _check_found(self, node, what, found):
+        if isinstance(found, ModuleType) and not (self._authorized.module(found) or self._authorized.holds(found.__name__)):
+            raise PolicyDenied(what, "it leads to a module that is not authorised", node)
 
     def _check_Name(self, node):
-        if node.id in _DENIED_NAMES or _is_dunder(node.id) and node.id not in _ALLOWED_DUNDERS:
+        if is_dunder(node.id) and node.id not in DEFINABLE_DUNDERS or node.id in REFUSED_BUILTINS and node.id not in self._own:
             raise PolicyDenied(node.id, "it reaches around the policy", node)
-        if node.id in _BY_LITERAL_NAME and not getattr(node, "called_by_literal_name", False):
+        if node.id in BY_LITERAL_NAME and node not in self._allowed and node.id not in self._own:
             raise PolicyDenied(node.id, "it needs an attribute's name that is written out", node)
 
     def _check_Call(self, node):
         function = node.func
-        if isinstance(function, ast.Name) and function.id in _BY_LITERAL_NAME and len(node.args) >= 2:
+        if isinstance(function, ast.Name) and function.id in BY_LITERAL_NAME and len(node.args) >= 2:
             name = node.args[1]
             if isinstance(name, ast.Constant) and isinstance(name.value, str) and not name.value.startswith("_"):
-                function.called_by_literal_name = name.value not in _FRAME_ATTRIBUTES
+                if attribute_refusal(name.value) is None:
+                    self._allowed.add(function)
+        elif isinstance(function, ast.Attribute) and function.attr in _FORMAT_METHODS and isinstance(function.value, ast.Constant):
+            text = function.value.value
+            if isinstance(text, str) and _reaches_dunder(text):
+                raise PolicyDenied("this text", "as a format it would read internal attributes", node)
 
     def _check_Attribute(self, node):
+        if node.attr == "__name__" and isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
+            self._allowed.add(node.value)  # only a text; it is rewritten as a whole
+        if node in self._allowed or _is_new_of_super(node):
+            return
         self._check_attribute_name(node.attr, node)
+        module = self._module(node.value)
+        if module is not None:
+            why = self._authorized.member_refusal(module.__name__, node.attr)
+            if why is not None:
+                raise PolicyDenied(f"the attribute {node.attr}", why, node)
+            self._check_found(node, f"the attribute {node.attr}", vars(module).get(node.attr))
 
     def _check_MatchClass(self, node):
         for name in node.kwd_attrs:
             self._check_attribute_name(name, node)
 
     def _check_attribute_name(self, name, node):
-        if _is_dunder(name) and name not in _ALLOWED_DUNDERS or name in _FRAME_ATTRIBUTES:
-            raise PolicyDenied(f"the attribute {name}", "it leads to the interpreter's insides", node)
-        if name in _MODULE_ATTRIBUTES:
-            raise PolicyDenied(f"the attribute {name}", "it leads to a module that is not authorised", node)
+        why = attribute_refusal(name)
+        if why is not None:
+            raise PolicyDenied(f"the attribute {name}", why, node)
 
-    def _check_Constant(self, node):
-        if isinstance(node.value, str) and _FORMAT_REACHES_DUNDER.search(node.value):
-            raise PolicyDenied("this text", "as a format it would read internal attributes", node)
+    def _check_ClassDef(self, node):
+        for statement in node.body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == "__match_args__" for target in targets):
+                self._check_match_args(statement)
+
+    def _check_match_args(self, statement):
+        items = statement.value.elts if isinstance(statement.value, ast.Tuple) else [None]
+        for item in items:
+            name = item.value if isinstance(item, ast.Constant) else None
+            if not isinstance(name, str) or attribute_refusal(name) is not None:
+                raise PolicyDenied("__match_args__", "it takes attributes' names that are written out and not internal", statement)
+
+    def _check_TryStar(self, node):
+        raise PolicyDenied("except*", "a restricted cell does without; write except", node)
+
+
+class _Rewrite(ast.NodeTransformer):
+    """Puts the guards into a cell's tree, under names that no source can spell."""
+
+    def __init__(self):
+        self._classes = []
+
+    def visit_ClassDef(self, node):
+        for field in ("decorator_list", "bases", "keywords"):
+            setattr(node, field, [self.visit(each) for each in getattr(node, field)])
+        self._classes.append(node.name)
+        for field in ("type_params", "body"):
+            setattr(node, field, [self.visit(each) for each in getattr(node, field)])
+        self._classes.pop()
+        return node
+
+    def visit_Attribute(self, node):
+        if isinstance(node.ctx, ast.Load):
+            if node.attr == "__name__" and isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
+                return _call(node, TYPE_NAME, self.visit(node.value.value))
+            return _call(node, READ, self.visit(node.value), ast.Constant(self._mangled(node.attr)))
+        node.value = _call(node.value, WRITE, self.visit(node.value))
+        return node
+
+    def visit_Match(self, node):
+        """Patterns read attributes by themselves: what they name is looked at first."""
+        subject = self.visit(node.subject)
+        classes, values = [], []
+        for pattern in (each for case in node.cases for each in ast.walk(case.pattern)):
+            if isinstance(pattern, ast.MatchClass) and (pattern.patterns or pattern.kwd_attrs):
+                classes.append(self._loaded(pattern.cls))
+            elif isinstance(pattern, ast.MatchClass):
+                values.append(self._loaded(pattern.cls))
+            elif isinstance(pattern, ast.MatchValue) and isinstance(pattern.value, ast.Attribute):
+                values.append(self._loaded(pattern.value))
+            elif isinstance(pattern, ast.MatchMapping):
+                values.extend(self._loaded(key) for key in pattern.keys if isinstance(key, ast.Attribute))
+        for case in node.cases:
+            case.guard = self.visit(case.guard) if case.guard else None
+            case.body = [self.visit(each) for each in case.body]
+        if classes or values:
+            several = [ast.copy_location(ast.Tuple(each, ast.Load()), node.subject) for each in (classes, values)]
+            subject = _call(node.subject, MATCH, subject, *several)
+        node.subject = subject
+        return node
+
+    def _loaded(self, node):
+        """A copy of a chain of names, guarded."""
+        if isinstance(node, ast.Attribute):
+            return _call(node, READ, self._loaded(node.value), ast.Constant(self._mangled(node.attr)))
+        return node
+
+    def _mangled(self, name):
+        if name.startswith("__") and not name.endswith("__") and self._classes and self._classes[-1].strip("_"):
+            return f"_{self._classes[-1].lstrip('_')}{name}"
+        return name
+
+
+def _call(node, guard, *arguments):
+    call = ast.Call(ast.Name(guard, ast.Load()), list(arguments), [])
+    for new in (call, call.func, *(each for each in arguments if not hasattr(each, "lineno"))):
+        ast.copy_location(new, node)
+    return call
+
+
+def _names_bound(node):
+    """Names that a statement, a pattern or an argument gives to something."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+            return (name,)
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return (name,)
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            return (name,)
+        case ast.MatchMapping(rest=str(name)):
+            return (name,)
+        case ast.TypeVar(name=name) | ast.ParamSpec(name=name) | ast.TypeVarTuple(name=name):
+            return (name,)
+        case ast.Global(names=names) | ast.Nonlocal(names=names):
+            return names
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name.partition(".")[0] for alias in names]
+    return ()
+
+
+def _is_new_of_super(node):
+    call = node.value
+    return (
+        node.attr == "__new__"
+        and isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "super"
+        and not call.args
+    )
+
+
+def _reaches_dunder(text):
+    """Whether a field of a format names something internal: `{a.__b}`, `{a[__b]}`."""
+    return any(".__" in field or "[__" in field for field in text.split("{")[1:])
 
 
 def _accept(_node):
     pass
-
-
-def _is_dunder(name):
-    return name.startswith("__")
-
-
-def _refuse_event(event, args):
-    if event.startswith(_DENIED_EVENTS):
-        raise PolicyDenied(event, "a restricted cell does not do this")

@@ -19,12 +19,15 @@ use crate::stage;
 use crate::tree::MATPLOTLIB;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 11] = [
+const MODULES: [(&str, &str); 14] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
     ("harness_cage", include_str!("../harness/cage.py")),
     ("harness_namespaces", include_str!("../harness/namespaces.py")),
     ("harness_kernel", include_str!("../harness/kernel.py")),
     ("harness_cell", include_str!("../harness/cell.py")),
+    ("harness_policy_rules", include_str!("../harness/policy_rules.py")),
+    ("harness_policy_guards", include_str!("../harness/policy_guards.py")),
+    ("harness_policy_hook", include_str!("../harness/policy_hook.py")),
     ("harness_policy", include_str!("../harness/policy.py")),
     ("harness_streams", include_str!("../harness/streams.py")),
     ("harness_figures", include_str!("../harness/figures.py")),

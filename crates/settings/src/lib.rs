@@ -80,7 +80,7 @@ pub struct EngineSettings {
     /// Let the code connect to local sockets where no mount namespace hides the machine's own: multiprocessing managers need it there.
     #[arg(long, env = "ALLOW_UNIX_SOCKETS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_unix_sockets: bool,
-    /// What the code may say: open, or restricted to authorised imports without files, eval and the interpreter's insides.
+    /// What the code may say: open, or restricted: guidance that refuses other imports, files and eval, and no wall.
     #[arg(long, env = "POLICY", default_value = "open", value_parser = policy)]
     policy: Policy,
     /// Modules that the restricted policy lets the code import.

@@ -104,7 +104,8 @@ async fn holds(corpus: &str) {
         let result = server.run(code).await;
         let error = &result["error"];
         let denied = error["code"] == "policy_denied" && !result["stdout"].as_str().unwrap().contains("PWN");
-        if !denied || !unplaced && !(error["line"].is_u64() && error["column"].is_u64()) {
+        let placed = *unplaced || error["line"].is_u64() && error["column"].is_u64();
+        if !(denied && placed) {
             wrong.push(format!("{id} is not refused: {result:#}"));
         }
     }

@@ -21,7 +21,7 @@ pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attac
     }
     let call = Map::from_iter([("code".to_owned(), Value::String("print(2+3)".to_owned()))]);
     let Ok(request) = interpreter.check(call) else { return crate::fail("the test cell was refused") };
-    let outcome = interpreter.execute(&request, &mut |_| {}).await;
+    let outcome = interpreter.execute(request, &mut |_| {}).await;
     let works = outcome.result.success && outcome.result.stdout == "5\n";
     let environment = interpreter.environment();
     println!("python    {} ({} packages)", environment.python_version, environment.installed_packages.len());
@@ -46,12 +46,10 @@ async fn attack_own_door(interpreter: &Arc<Interpreter>, http: &HttpSettings, js
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let deployment = Deployment::new(format!("http://{address}/mcp"), &[])?;
-    let options = http.options();
+    let options = http.options()?;
     let never = std::future::pending();
     tokio::select! {
         code = crate::attack::attack(deployment, json) => Ok(code),
-        closed = server::serve(listener, interpreter, &options, never) => {
-            Err(closed.err().map_or_else(|| "the door closed".to_owned(), |error| error.to_string()))
-        }
+        () = server::serve(listener, interpreter, &options, never) => Err("the door closed".to_owned()),
     }
 }

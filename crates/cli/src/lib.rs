@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
     let dotenv = dotenvy::from_filename(".env");
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("LOG").unwrap_or_else(|_| "warn,cli=info,server=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(server::LogLines::Text).with_ansi(false).init();
     if let Err(error) = dotenv
         && !error.not_found()
     {
@@ -105,13 +105,15 @@ async fn dispatch(command: Command) -> ExitCode {
 }
 
 async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), String> {
+    let options = http.options()?;
     let listener = tokio::net::TcpListener::bind((http.host.as_str(), http.port))
         .await
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let interpreter = settings.start(false, Vec::new()).await?;
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
-    server::serve(listener, &interpreter, &http.options(), stop_signal()).await.map_err(|error| error.to_string())
+    server::serve(listener, &interpreter, &options, stop_signal()).await;
+    Ok(())
 }
 
 async fn stdio(settings: &EngineSettings) -> Result<(), String> {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use interpreter::Preload;
-use protocol::{OutputEvent, Stream};
-use serde_json::{Map, Value};
+use protocol::{Arguments, OutputEvent, Stream};
+use serde_json::value::{RawValue, to_raw_value};
 
 use settings::EngineSettings;
 
@@ -52,20 +52,17 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
     // One cell needs one stage: nothing else is imported.
     config.preload = Preload::for_code(&code);
     let interpreter = settings.start_with(config, true, Vec::new()).await?;
-    let mut call = Map::new();
-    call.insert("code".to_owned(), Value::String(code));
+    let mut call = vec![("code", to_raw_value(&code))];
     if let Some(seconds) = arguments.timeout {
-        call.insert("timeout".to_owned(), serde_json::Number::from_f64(seconds).map_or(Value::Null, Value::Number));
+        call.push(("timeout", to_raw_value(&seconds)));
     }
     if let Some(text) = &arguments.input_data {
-        call.insert(
-            "input_data".to_owned(),
-            serde_json::from_str(text).map_err(|error| format!("--input-data: not JSON: {error}"))?,
-        );
+        let text = RawValue::from_string(text.clone()).map_err(|error| format!("--input-data: not JSON: {error}"))?;
+        call.push(("input_data", Ok(text)));
     }
-    if !arguments.requirements.is_empty() {
-        call.insert("requirements".to_owned(), arguments.requirements.clone().into());
-    }
+    call.push(("requirements", to_raw_value(&arguments.requirements)));
+    let call = call.into_iter().map(|(name, value)| Ok((name.to_owned(), value.map_err(|error| format!("{name}: {error}"))?)));
+    let call = Arguments::new(call.collect::<Result<Vec<_>, String>>()?).map_err(|error| error.to_string())?;
     let request = interpreter.check(call).map_err(|error| error.to_string())?;
     let live = !arguments.json;
     let mut show = |event: OutputEvent<'_>| {
@@ -76,7 +73,7 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
             _ => Ok(()),
         };
     };
-    let outcome = interpreter.execute(&request, &mut show).await;
+    let outcome = interpreter.execute(request, &mut show).await;
     let figures = save_figures(arguments, &outcome.images)?;
     let result = &outcome.result;
     let mut stdout = std::io::stdout();

@@ -10,6 +10,7 @@ mod engine;
 mod frames;
 mod home;
 mod isolation;
+mod job;
 mod kernel;
 mod pool;
 mod purge;

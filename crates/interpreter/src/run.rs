@@ -9,8 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{CellRequest, CpuSeconds, ErrorCode, Image, Limits, OutputEvent, Policy, Stream};
-use serde_json::json;
+use protocol::{CellRequest, ErrorCode, Image, Limits, OutputEvent, Stream};
 use tokio::time::Instant;
 
 use crate::capture::Captured;
@@ -178,10 +177,13 @@ impl Kernel {
         let deadline = started + limits.timeout;
         let deadline = request.deadline.map_or(deadline, |latest| deadline.min(latest.into()));
         let mut collected = Collected::new(&limits, on_output);
-        let job = encode_job(request, authorized_imports, cores);
+        let job = crate::job::encode(request, authorized_imports, cores);
         // Where nothing holds signals back, other code may have stopped it while it waited.
         self.process.handle.resume();
-        let mut ending = match tokio::time::timeout_at(deadline, self.send(&job)).await {
+        let sent = tokio::time::timeout_at(deadline, self.send(&job)).await;
+        // It may be as large as a request, and the run may be long.
+        drop(job);
+        let mut ending = match sent {
             Ok(Ok(())) => self.supervise(&limits, deadline, &mut collected).await,
             // It died while it took the job: the status tells how.
             Ok(Err(_)) => Ending::Died(None),
@@ -307,19 +309,4 @@ impl Kernel {
         });
         self.pipes_open = open;
     }
-}
-
-fn encode_job(request: &CellRequest, authorized_imports: &[String], cores: usize) -> Vec<u8> {
-    let packages = request.packages.as_ref();
-    let job = json!({
-        "code": request.code,
-        "input_data": request.input_data,
-        "authorized_imports": (request.policy == Policy::Restricted).then_some(authorized_imports),
-        "packages": packages.map(|packages| json!({"directory": packages.directory, "separate": packages.separate})),
-        "memory_bytes": request.limits.memory_bytes,
-        "cpu_seconds": CpuSeconds::backstop(request.limits.timeout, cores).0,
-    })
-    .to_string();
-    let length = u32::try_from(job.len()).unwrap_or(u32::MAX);
-    [&length.to_le_bytes()[..], job.as_bytes()].concat()
 }

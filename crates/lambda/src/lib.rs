@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
         .flatten_event(true)
         .with_span_list(false)
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(server::LogLines::Json)
         .init();
     if let Err(error) = readable {
         tracing::warn!(%error, "user code can read this process's memory and environment");
@@ -89,9 +89,9 @@ async fn serve() -> Result<(), Error> {
 }
 
 fn door(settings: &Settings, interpreter: &Arc<Interpreter>) -> Result<Arc<Door>, Error> {
-    let mut options = settings.http.options();
+    let mut options = settings.http.options()?;
     // API Gateway answers to its own names only.
-    options.allowed_hosts = vec!["*".to_owned()];
+    options.names = options.names.of_any_host();
     let lock = settings.lambda.response_streaming.then(Lock::from_environment).transpose()?;
     let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
     Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace)))

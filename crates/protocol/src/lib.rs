@@ -3,10 +3,14 @@
 //! Rule: no I/O and no policy in here, only types whose values are valid once they exist. Whatever comes from a
 //! client becomes one of these types at the door, with one text for one mistake, whichever door it came through.
 
+mod arguments;
+mod json;
 mod limits;
 mod outcome;
 mod request;
 
+pub use arguments::Arguments;
+pub use json::{Members, count_values, kind};
 pub use limits::{
     CpuSeconds, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES,
     DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
@@ -14,4 +18,4 @@ pub use limits::{
 pub use outcome::{
     Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, PackageReport, PackageUse, Stream,
 };
-pub use request::{ArgumentError, CallDefaults, CellRequest, ExecuteArguments, PackagePath, Policy};
+pub use request::{ArgumentError, CallDefaults, CellRequest, ExecuteArguments, PackagePath, Policy, shortened};

@@ -1,14 +1,20 @@
 //! What can be asked, and the one text for each way of asking wrongly.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::Limits;
+use crate::{Arguments, Limits};
+
+/// How much of a client's own words is said back to it or logged.
+const MAX_ECHOED: usize = 200;
+const ARGUMENTS: [&str; 5] = ["code", "timeout", "input_data", "requirements", "policy"];
 
 /// The arguments of `execute_python`, as the tool's schema shows them.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -69,8 +75,8 @@ pub struct CallDefaults {
 pub struct CellRequest {
     /// Python source.
     pub code: String,
-    /// Bound to the variable `input_data` when given.
-    pub input_data: Option<Map<String, Value>>,
+    /// Bound to the variable `input_data` when given: the text of a JSON object, as it came.
+    pub input_data: Option<Box<RawValue>>,
     /// What bounds the run.
     pub limits: Limits,
     /// When the run must have ended, however long it has waited for a kernel.
@@ -105,7 +111,15 @@ pub struct ArgumentError {
 impl ArgumentError {
     /// An error about `field`.
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
+        Self { field: shortened(&field.into()).into_owned(), problem: problem.into() }
+    }
+}
+
+/// The start of a client's own words, when they are long.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_ECHOED) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
+        None => text.into(),
     }
 }
 
@@ -114,30 +128,19 @@ impl CellRequest {
     ///
     /// # Errors
     /// The first argument that is missing, unknown, of the wrong type or out of bounds.
-    pub fn from_arguments(mut arguments: Map<String, Value>, defaults: &CallDefaults) -> Result<Self, ArgumentError> {
-        let code = match arguments.remove("code") {
-            Some(Value::String(code)) => code,
-            Some(other) => return Err(wrong_type("code", "a string of Python source", &other)),
-            None => return Err(ArgumentError::new("code", "is missing; it must be a string of Python source")),
-        };
+    pub fn from_arguments(mut arguments: Arguments, defaults: &CallDefaults) -> Result<Self, ArgumentError> {
+        let code = arguments.long_string("code", "a string of Python source")?;
+        let code = code.ok_or_else(|| ArgumentError::new("code", "is missing; it must be a string of Python source"))?;
         let mut limits = defaults.limits;
-        match arguments.remove("timeout") {
-            None | Some(Value::Null) => {}
-            Some(Value::Number(seconds)) => limits.timeout = timeout(seconds.as_f64().unwrap_or(f64::NAN), defaults.max_timeout)?,
-            Some(other) => return Err(wrong_type("timeout", "a number of seconds", &other)),
+        if let Some(seconds) = arguments.number("timeout", "a number of seconds")? {
+            limits.timeout = timeout(seconds, defaults.max_timeout)?;
         }
-        let input_data = match arguments.remove("input_data") {
-            None | Some(Value::Null) => None,
-            Some(Value::Object(object)) => Some(object),
-            Some(other) => return Err(wrong_type("input_data", "a JSON object", &other)),
-        };
-        let policy = match arguments.remove("policy") {
-            None | Some(Value::Null) => defaults.policy,
-            Some(Value::String(word)) => policy(&word, defaults.policy)?,
-            Some(other) => return Err(wrong_type("policy", "open or restricted", &other)),
-        };
-        let requirements = requirements(arguments.remove("requirements"))?;
-        if let Some(name) = arguments.keys().next() {
+        let input_data = arguments.take_object("input_data", "a JSON object")?;
+        let word = arguments.string("policy", "open or restricted")?;
+        let policy = word.map_or(Ok(defaults.policy), |word| policy(&word, defaults.policy))?;
+        let requirements =
+            arguments.strings("requirements", "an array of strings such as [\"humanize>=4\"]", "a string such as humanize>=4")?;
+        if let Some(name) = arguments.unknown(&ARGUMENTS) {
             return Err(ArgumentError::new(
                 name,
                 "is not an argument of execute_python; it takes code, timeout, input_data, requirements and policy",
@@ -147,26 +150,10 @@ impl CellRequest {
     }
 }
 
-/// A list of names with versions.
-fn requirements(given: Option<Value>) -> Result<Vec<String>, ArgumentError> {
-    match given {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(items)) => items
-            .into_iter()
-            .enumerate()
-            .map(|(index, item)| match item {
-                Value::String(text) => Ok(text),
-                other => Err(wrong_type(&format!("requirements[{index}]"), "a string such as humanize>=4", &other)),
-            })
-            .collect(),
-        Some(other) => Err(wrong_type("requirements", "an array of strings such as [\"humanize>=4\"]", &other)),
-    }
-}
-
 /// A call's policy: never less strict than the server's.
 fn policy(word: &str, server: Policy) -> Result<Policy, ArgumentError> {
     match Policy::from_word(word) {
-        None => Err(ArgumentError::new("policy", format!("must be open or restricted, not {word:?}"))),
+        None => Err(ArgumentError::new("policy", format!("must be open or restricted, not {:?}", shortened(word)))),
         Some(policy) if policy < server => {
             Err(ArgumentError::new("policy", "must be restricted, as the server's is: a call can only be stricter"))
         }
@@ -184,18 +171,6 @@ fn timeout(seconds: f64, max: Duration) -> Result<Duration, ArgumentError> {
     }
 }
 
-fn wrong_type(field: &str, wanted: &str, got: &Value) -> ArgumentError {
-    let got = match got {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    };
-    ArgumentError::new(field, format!("must be {wanted}, not {got}"))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -205,14 +180,14 @@ mod tests {
     fn check(arguments: Value) -> Result<CellRequest, String> {
         let Value::Object(arguments) = arguments else { panic!("the case must be an object") };
         let defaults = CallDefaults { limits: Limits::default(), max_timeout: Duration::from_secs(120), policy: Policy::Open };
-        CellRequest::from_arguments(arguments, &defaults).map_err(|e| e.to_string())
+        CellRequest::from_arguments(arguments.into(), &defaults).map_err(|e| e.to_string())
     }
 
     #[test]
     fn good_arguments_become_a_request() {
         let request = check(json!({"code": "1", "timeout": 0.5, "input_data": {"a": 1}})).expect("valid");
         assert_eq!(request.limits.timeout, Duration::from_millis(500));
-        assert_eq!(request.input_data.expect("given")["a"], 1);
+        assert_eq!(request.input_data.expect("given").get(), r#"{"a":1}"#);
         assert_eq!(check(json!({"code": "", "timeout": null})).expect("valid").limits, Limits::default());
     }
 
@@ -248,12 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_wrote_is_said_back_to_it_shortened() {
+        let long = "é".repeat(1_000_000);
+        for arguments in [
+            Map::from_iter([("code".to_owned(), json!("")), (long.clone(), json!(1))]),
+            Map::from_iter([("code".to_owned(), json!("")), ("policy".to_owned(), json!("é".repeat(20_000)))]),
+            Map::from_iter([("code".to_owned(), json!("")), ("policy".to_owned(), json!(long))]),
+            Map::from_iter([("code".to_owned(), json!("")), ("requirements".to_owned(), json!([long[..2002]]))]),
+            Map::from_iter([("code".to_owned(), json!("")), ("requirements".to_owned(), json!(vec!["a"; 20_000]))]),
+        ] {
+            let error = check(Value::Object(arguments)).expect_err("refused");
+            assert!(error.len() < 1000, "{error}");
+        }
+    }
+
+    #[test]
     fn a_call_can_only_be_stricter_than_the_server() {
         let defaults =
             CallDefaults { limits: Limits::default(), max_timeout: Duration::from_secs(120), policy: Policy::Restricted };
         let ask = |policy: Value| {
             let arguments = Map::from_iter([("code".to_owned(), json!("1")), ("policy".to_owned(), policy)]);
-            CellRequest::from_arguments(arguments, &defaults).map(|request| request.policy).map_err(|error| error.to_string())
+            CellRequest::from_arguments(arguments.into(), &defaults)
+                .map(|request| request.policy)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(ask(Value::Null), Ok(Policy::Restricted));
         assert_eq!(ask(json!("restricted")), Ok(Policy::Restricted));

@@ -1,6 +1,7 @@
 //! The HTTP door: MCP at four paths, `/health`, and the manners clients expect around rmcp's transport.
 //!
-//! Rule: whatever is refused is refused with a JSON-RPC error body; Host and Origin are checked before a body is read.
+//! Rule: whatever is refused is refused with a JSON-RPC error body; Host and Origin are checked before a body is read, and
+//! rmcp is given no body that was not bounded and taken apart before.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,84 +10,130 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::body::Bodies;
+use crate::listener::{self, Visit};
 use crate::mcp::McpServer;
-use crate::refusal;
+use crate::message::{self, Lifted};
+use crate::names::ServedNames;
+use crate::refusal::{self, Refusal};
 use crate::tools::Interpreter;
 
 /// Where MCP is served.
 const MCP_PATHS: [&str; 4] = ["/lambda/mcp/", "/lambda/mcp", "/mcp/", "/mcp"];
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const JSON: &str = "application/json";
 const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
 
 /// What the operator decides about the HTTP door.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
-    /// Host headers that are served; `*` serves all.
-    pub allowed_hosts: Vec<String>,
-    /// Origin headers that are served (a request without one always is); `*` serves all.
-    pub allowed_origins: Vec<String>,
+    /// Hosts and origins that are served.
+    pub names: ServedNames,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long a connection may wait for a request.
+    pub idle_timeout: Duration,
+}
+
+type Mcp = StreamableHttpService<McpServer, NeverSessionManager>;
+
+/// MCP for those who take events, and for those who don't.
+struct Door {
+    streaming: Mcp,
+    plain: Mcp,
+    bodies: Bodies,
 }
 
 /// The whole HTTP service.
 pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
     let service = |json_response: bool| {
-        let mut config = StreamableHttpServerConfig::default()
+        let config = StreamableHttpServerConfig::default()
             .with_legacy_session_mode(false)
             .with_json_response(json_response)
             .with_sse_keep_alive(Some(KEEP_ALIVE))
             .with_sse_retry(None)
-            .with_max_request_body_bytes(options.max_body_bytes);
-        config = if options.allowed_hosts.iter().any(|host| host == "*") {
-            config.disable_allowed_hosts()
-        } else {
-            config.with_allowed_hosts(options.allowed_hosts.clone())
-        };
-        config = if options.allowed_origins.iter().any(|origin| origin == "*") {
-            config.disable_allowed_origins()
-        } else {
-            config.with_allowed_origins(options.allowed_origins.clone()).enforce_origin_validation()
-        };
+            // Each of these is checked before.
+            .with_max_request_body_bytes(usize::MAX)
+            .disable_allowed_hosts()
+            .disable_allowed_origins();
         let handler = McpServer(interpreter.clone());
         StreamableHttpService::new(move || Ok(handler.clone()), Arc::new(NeverSessionManager::default()), config)
     };
-    let (streaming, plain) = (service(false), service(true));
-    let mcp = tower_service(move |mut request: Request| {
-        let wants_events = accepts_events(request.headers());
-        request.headers_mut().insert(ACCEPT, BOTH);
-        let service = if wants_events { streaming.clone() } else { plain.clone() };
-        async move { service.handle(request).await.map(Body::new) }
-    });
+    let bodies = Bodies::new(options.max_body_bytes);
+    let door = Arc::new(Door { streaming: service(false), plain: service(true), bodies });
     let mut router = Router::new().route("/health", get(health).with_state(interpreter.clone()));
     for path in MCP_PATHS {
-        router = router.route(path, axum::routing::any(mcp.clone()).layer(from_fn(speak_json_rpc)));
+        router = router.route(path, any(mcp).with_state(door.clone()));
     }
-    router.fallback(|| async {
+    let router = router.fallback(|| async {
         let body = json!({"error": format!("nothing is here; MCP is served at {}, the server's state at /health", MCP_PATHS[0])});
         (StatusCode::NOT_FOUND, axum::Json(body))
-    })
+    });
+    router.layer(from_fn_with_state(Arc::new(options.names.clone()), check_names))
 }
 
-/// Makes an axum handler of a closure from request to response.
-fn tower_service<F, R>(handle: F) -> impl Fn(Request) -> R + Clone + Send + Sync + 'static
-where
-    F: Fn(Request) -> R + Clone + Send + Sync + 'static,
-    R: Future<Output = Response> + Send,
-{
-    handle
+async fn check_names(State(names): State<Arc<ServedNames>>, request: Request, next: Next) -> Response {
+    match names.admit(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn mcp(State(door): State<Arc<Door>>, request: Request) -> Response {
+    let wants_events = accepts_events(request.headers());
+    // What else it is, rmcp refuses without a look at the body.
+    let judged = request.method() == Method::POST && is_json(request.headers());
+    let mut request = if judged {
+        match door.take(request).await {
+            Ok(request) => request,
+            Err(refusal) => return refusal.into_response(),
+        }
+    } else {
+        request.map(|_| Body::empty())
+    };
+    request.headers_mut().insert(ACCEPT, BOTH);
+    let service = if wants_events { &door.streaming } else { &door.plain };
+    speak_json_rpc(service.handle(request).await.map(Body::new), judged).await
+}
+
+impl Door {
+    /// Reads the body, and leaves of it what rmcp is to read.
+    async fn take(&self, request: Request) -> Result<Request, Refusal> {
+        let visit = request.extensions().get::<Arc<Visit>>().cloned();
+        if visit.as_ref().is_some_and(|visit| visit.is_guest()) {
+            return Err(Refusal::busy("calls run on all connections that the server takes"));
+        }
+        let (mut parts, body) = request.into_parts();
+        let held = self.bodies.read(body).await?;
+        if let Some(visit) = visit {
+            visit.is_served();
+        }
+        let message = message::away(held.bytes.len(), move || message::lift(&held.bytes)).await?;
+        // They were the whole body's.
+        parts.headers.remove(CONTENT_LENGTH);
+        parts.headers.remove(TRANSFER_ENCODING);
+        parts.extensions.insert(Lifted::new(message.arguments, held.room));
+        Ok(Request::from_parts(parts, Body::from(message.text)))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let written = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    written.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(JSON))
 }
 
 /// True unless the client says that it takes JSON only.
@@ -97,18 +144,15 @@ pub fn accepts_events(headers: &HeaderMap) -> bool {
 }
 
 /// Gives events their name, and every refusal the form of a JSON-RPC error.
-async fn speak_json_rpc(request: Request, next: Next) -> Response {
-    let (request, seen) = refusal::remember_body(request);
-    let response = next.run(request).await;
+async fn speak_json_rpc(response: Response, judged: bool) -> Response {
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.starts_with("text/event-stream") {
-        let (parts, body) = response.into_parts();
-        return Response::from_parts(parts, Body::new(body.map_frame(|frame| frame.map_data(name_event))));
+        return response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(name_event))));
     }
-    if response.status().is_success() || content_type.starts_with("application/json") {
+    if response.status().is_success() || content_type.starts_with(JSON) {
         return response;
     }
-    refusal::explain(response, &seen).await
+    refusal::explain(response, judged).await
 }
 
 /// rmcp writes `data:` alone; the deployed clients look for `event: message`.
@@ -135,25 +179,13 @@ async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoRespons
     axum::Json(body)
 }
 
-/// Serves HTTP until `stop` completes.
-///
-/// # Errors
-/// When the listener breaks.
+/// Serves HTTP until `stop` completes. Runs in flight are then dropped with their connections, and so killed.
 pub async fn serve(
     listener: TcpListener,
     interpreter: &Arc<Interpreter>,
     options: &HttpOptions,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    use axum::serve::ListenerExt;
-    let listener = listener.tap_io(|stream| {
-        // Small answers must not wait for the client's acknowledgement.
-        let _ = stream.set_nodelay(true);
-    });
-    let server = axum::serve(listener, router(interpreter, options)).into_future();
-    tokio::select! {
-        result = server => result,
-        // Runs in flight are dropped with their connections, and so killed.
-        () = stop => Ok(()),
-    }
+) {
+    let router = router(interpreter, options);
+    listener::serve(listener, router, options.max_connections, options.idle_timeout, stop).await;
 }

@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use packages::{PackageError, Prepared};
-use protocol::{ArgumentError, PackageUse};
+use protocol::{ArgumentError, Arguments, PackageUse};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::tools::Interpreter;
 
@@ -62,31 +61,16 @@ pub(crate) struct InstalledPackage {
 ///
 /// # Errors
 /// The first argument that can't be used.
-pub(crate) fn requirements(arguments: &Map<String, Value>) -> Result<Vec<String>, ArgumentError> {
-    if let Some(name) = arguments.keys().find(|name| !["packages", "package", "version"].contains(&name.as_str())) {
+pub(crate) fn requirements(arguments: &Arguments) -> Result<Vec<String>, ArgumentError> {
+    if let Some(name) = arguments.unknown(&["packages", "package", "version"]) {
         return Err(ArgumentError::new(
             name,
             "is not an argument of install_packages; it takes packages, or package and version",
         ));
     }
-    let text = |field: &str| match arguments.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.trim().to_owned())),
-        Some(_) => Err(ArgumentError::new(field, "must be a string")),
-    };
-    let mut all = Vec::new();
-    match arguments.get("packages") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(items)) => {
-            for item in items {
-                let Value::String(item) = item else {
-                    return Err(ArgumentError::new("packages", "must be an array of strings such as [\"humanize>=4\"]"));
-                };
-                all.push(item.clone());
-            }
-        }
-        Some(_) => return Err(ArgumentError::new("packages", "must be an array of strings such as [\"humanize>=4\"]")),
-    }
+    let text = |field: &str| Ok(arguments.string(field, "a string")?.map(|text| text.trim().to_owned()));
+    let mut all =
+        arguments.strings("packages", "an array of strings such as [\"humanize>=4\"]", "a string such as humanize>=4")?;
     match (text("package")?, text("version")?) {
         (Some(package), None) => all.push(package),
         (Some(package), Some(version)) if version.is_empty() || version == "latest" => all.push(package),
@@ -181,13 +165,16 @@ fn refused(text: &str, error: &PackageError, started: Instant) -> InstalledPacka
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
     fn both_forms_are_read_and_mistakes_name_their_field() {
-        let read = |value: Value| requirements(value.as_object().expect("an object")).map_err(|error| error.to_string());
+        let read = |value: Value| {
+            let arguments = value.as_object().expect("an object").clone().into();
+            requirements(&arguments).map_err(|error| error.to_string())
+        };
         assert_eq!(read(json!({"packages": ["a", "b>1"]})), Ok(vec!["a".to_owned(), "b>1".to_owned()]));
         assert_eq!(read(json!({"package": "a", "version": "latest"})), Ok(vec!["a".to_owned()]));
         assert_eq!(read(json!({"package": "a", "version": "1.2"})), Ok(vec!["a==1.2".to_owned()]));
@@ -196,7 +183,7 @@ mod tests {
             (json!({}), "packages: is missing"),
             (json!({"packages": []}), "packages: is missing"),
             (json!({"packages": "a"}), "packages: must be"),
-            (json!({"packages": [1]}), "packages: must be"),
+            (json!({"packages": [1]}), "packages[0]: must be"),
             (json!({"package": 1}), "package: must be"),
             (json!({"version": "1"}), "version: goes with package"),
             (json!({"name": "a"}), "name: is not an argument"),

@@ -2,17 +2,25 @@
 //!
 //! Rule: one contract. A tool is written once, in `tools`, and every door calls the same function.
 
+mod body;
 mod environment;
 mod http_door;
 mod install;
 mod invocation;
+mod listener;
+mod log;
 mod mcp;
+mod message;
+mod names;
 mod progress;
 mod refusal;
+mod stdio;
 mod tools;
 
 pub use environment::{EnvironmentInfo, Layer, LayerState, require};
 pub use http_door::{HttpOptions, accepts_events, router, serve};
 pub use invocation::{Boxed, Guard, Invocation};
-pub use mcp::serve_stdio;
+pub use log::LogLines;
+pub use names::ServedNames;
+pub use stdio::serve_stdio;
 pub use tools::{Interpreter, PackageList};

@@ -1,20 +1,23 @@
-//! The MCP server: tool list, tool calls, and the stdio door.
+//! The MCP server: tool list and tool calls.
 
 use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
-use protocol::{ArgumentError, CellRequest, ErrorCode, ExecuteArguments, ExecutionResult, Outcome, OutputEvent, Stream};
+use protocol::{
+    ArgumentError, Arguments, CellRequest, ErrorCode, ExecuteArguments, ExecutionResult, Outcome, OutputEvent, Stream, shortened,
+};
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
     ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
 };
 use rmcp::service::RequestContext;
-use rmcp::{RoleServer, ServerHandler, ServiceExt};
+use rmcp::{RoleServer, ServerHandler};
 use serde::Serialize;
 
 use crate::environment::EnvironmentInfo;
 use crate::install::{self, InstallArguments, InstallReport};
 use crate::invocation::Invocation;
+use crate::message::{self, Lifted};
 use crate::progress::Progress;
 use crate::tools::{Interpreter, PackageList};
 
@@ -102,7 +105,8 @@ impl ServerHandler for McpServer {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let arguments = request.arguments.unwrap_or_default();
+        // The message's own are empty: see `message.rs`.
+        let arguments = Lifted::of(&context);
         let result = match &*request.name {
             EXECUTE => self.execute(arguments, context).await?,
             INSTALL | INSTALL_ALIAS => self.install(&arguments, context).await?,
@@ -115,7 +119,10 @@ impl ServerHandler for McpServer {
                 structured(&self.0.environment(), true)?
             }
             other => {
-                let message = format!("there is no tool {other:?}; there are {EXECUTE}, {INSTALL}, {ENVIRONMENT} and {PACKAGES}");
+                let message = format!(
+                    "there is no tool {:?}; there are {EXECUTE}, {INSTALL}, {ENVIRONMENT} and {PACKAGES}",
+                    shortened(other)
+                );
                 return Err(ErrorData::invalid_params(message, None));
             }
         };
@@ -124,14 +131,16 @@ impl ServerHandler for McpServer {
 }
 
 impl McpServer {
-    async fn execute(&self, arguments: JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
-        let mut request = self.0.check(arguments).map_err(|error| invalid(&error))?;
+    async fn execute(&self, arguments: Arguments, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
+        let interpreter = self.0.clone();
+        let checked = message::away(arguments.bytes(), move || interpreter.check(arguments)).await;
+        let request = checked.map_err(|error| invalid(&error))?;
         let invocation = invocation(&context);
         let progress = Progress::default();
         let mut on_output = |event: OutputEvent<'_>| progress.push(event);
         let mut silent = |_: OutputEvent<'_>| {};
         let wants_progress = context.meta.get_progress_token().is_some();
-        let run = self.guarded(invocation, &mut request, if wants_progress { &mut on_output } else { &mut silent });
+        let run = self.guarded(invocation, request, if wants_progress { &mut on_output } else { &mut silent });
         // A run that is dropped is killed.
         let outcome = heard(&context, &progress, Box::pin(run)).await;
         let outcome = outcome.unwrap_or_else(|| Outcome::refused(ErrorCode::Cancelled, "the caller went away"));
@@ -144,7 +153,7 @@ impl McpServer {
         Ok(result)
     }
 
-    async fn install(&self, arguments: &JsonObject, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
+    async fn install(&self, arguments: &Arguments, context: RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
         let requirements = install::requirements(arguments).map_err(|error| invalid(&error))?;
         let deadline = invocation(&context).map(Invocation::latest_end);
         let progress = Progress::default();
@@ -161,7 +170,7 @@ impl McpServer {
     async fn guarded(
         &self,
         invocation: Option<&Invocation>,
-        request: &mut CellRequest,
+        mut request: CellRequest,
         on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send),
     ) -> Outcome {
         let Some(invocation) = invocation else { return self.0.execute(request, on_output).await };
@@ -209,18 +218,9 @@ fn invalid(error: &ArgumentError) -> ErrorData {
     ErrorData::invalid_params(error.to_string(), Some(serde_json::json!({"field": error.field})))
 }
 
-fn refuse_arguments(arguments: &JsonObject) -> Result<(), ErrorData> {
-    match arguments.keys().next() {
+fn refuse_arguments(arguments: &Arguments) -> Result<(), ErrorData> {
+    match arguments.unknown(&[]) {
         Some(name) => Err(invalid(&ArgumentError::new(name, "is not an argument; this tool takes none"))),
         None => Ok(()),
     }
-}
-
-/// Serves MCP on standard input and output until the client closes it.
-///
-/// # Errors
-/// When the client's first message is no MCP opening, or the pipes break.
-pub async fn serve_stdio(interpreter: Arc<Interpreter>) -> Result<(), String> {
-    let service = McpServer(interpreter).serve(rmcp::transport::stdio()).await.map_err(|error| error.to_string())?;
-    service.waiting().await.map(drop).map_err(|error| error.to_string())
 }

@@ -6,12 +6,11 @@ use std::time::Duration;
 use interpreter::Engine;
 use packages::{Package, Packages, PackagesConfig, Prepared, Target};
 use protocol::{
-    ArgumentError, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse, Policy,
-    Stream,
+    ArgumentError, Arguments, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse,
+    Policy, Stream,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::environment::{self, EnvironmentInfo, Layer, LimitsInfo};
 
@@ -83,14 +82,14 @@ impl Interpreter {
     ///
     /// # Errors
     /// The first argument that can't be used.
-    pub fn check(&self, arguments: Map<String, Value>) -> Result<CellRequest, ArgumentError> {
-        CellRequest::from_arguments(arguments, &self.defaults)
+    pub fn check(&self, arguments: impl Into<Arguments>) -> Result<CellRequest, ArgumentError> {
+        CellRequest::from_arguments(arguments.into(), &self.defaults)
     }
 
     /// `execute_python`. Dropping the future kills the run, and an install for it.
-    pub async fn execute(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
+    pub async fn execute(&self, mut request: CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
         if request.requirements.is_empty() {
-            return self.engine.run(request, on_output).await;
+            return self.engine.run(&request, on_output).await;
         }
         let mut say = |text: &str| on_output(OutputEvent { stream: Stream::Notice, bytes: format!("{text}\n").as_bytes() });
         let prepared = match self.packages.prepare(&request.requirements, request.deadline, &mut say).await {
@@ -98,8 +97,8 @@ impl Interpreter {
             Err(error) => return Outcome::refused_as(ErrorCode::PackageError, error.reason.as_str(), error.message),
         };
         let separate = prepared.outcome == PackageUse::Separate;
-        let packages = prepared.directory().map(|directory| PackagePath { directory: directory.to_owned(), separate });
-        let mut outcome = self.engine.run(&CellRequest { packages, ..request.clone() }, on_output).await;
+        request.packages = prepared.directory().map(|directory| PackagePath { directory: directory.to_owned(), separate });
+        let mut outcome = self.engine.run(&request, on_output).await;
         self.packages.used(&prepared);
         report(prepared, &mut outcome);
         outcome

@@ -15,7 +15,7 @@ use protocol::{
     DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
-use server::{HttpOptions, Interpreter, Layer};
+use server::{HttpOptions, Interpreter, Layer, ServedNames};
 
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
@@ -169,6 +169,12 @@ pub struct HttpSettings {
     /// Largest request body, in bytes.
     #[arg(long, env = "MAX_BODY_BYTES", default_value = "12582912")]
     max_body_bytes: usize,
+    /// Connections at once; above it those that have waited longest for their client are closed.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_connections: u32,
+    /// Seconds that a connection may wait for its next request; more than a load balancer before the server lets it wait.
+    #[arg(long, env = "IDLE_TIMEOUT", default_value = "75")]
+    idle_timeout: f64,
 }
 
 impl EngineSettings {
@@ -286,12 +292,16 @@ impl EngineSettings {
 
 impl HttpSettings {
     /// What the door serves.
-    pub fn options(&self) -> HttpOptions {
-        HttpOptions {
-            allowed_hosts: self.allowed_hosts.iter().cloned().chain([self.host.clone()]).collect(),
-            allowed_origins: self.allowed_origins.clone(),
+    ///
+    /// # Errors
+    /// The first setting that can't be used.
+    pub fn options(&self) -> Result<HttpOptions, String> {
+        Ok(HttpOptions {
+            names: ServedNames::new(&self.allowed_hosts, &self.allowed_origins)?.and_host(&self.host),
             max_body_bytes: self.max_body_bytes,
-        }
+            max_connections: self.max_connections as usize,
+            idle_timeout: seconds("IDLE_TIMEOUT", self.idle_timeout)?,
+        })
     }
 }
 

@@ -1,0 +1,47 @@
+//! What a kernel is sent to run.
+
+use std::borrow::Cow;
+
+use protocol::{CellRequest, CpuSeconds, Policy};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// As `kernel.py` takes it.
+#[derive(Serialize)]
+struct Job<'a> {
+    code: &'a str,
+    input_data: Option<&'a RawValue>,
+    authorized_imports: Option<&'a [String]>,
+    packages: Option<JobPackages<'a>>,
+    memory_bytes: u64,
+    cpu_seconds: u64,
+}
+
+#[derive(Serialize)]
+struct JobPackages<'a> {
+    directory: Cow<'a, str>,
+    separate: bool,
+}
+
+/// Its length, then the job itself.
+pub(crate) fn encode(request: &CellRequest, authorized_imports: &[String], cores: usize) -> Vec<u8> {
+    const ROOM: usize = 1024;
+    let packages = request.packages.as_ref();
+    let job = Job {
+        code: &request.code,
+        input_data: request.input_data.as_deref(),
+        authorized_imports: (request.policy == Policy::Restricted).then_some(authorized_imports),
+        packages: packages
+            .map(|packages| JobPackages { directory: packages.directory.to_string_lossy(), separate: packages.separate }),
+        memory_bytes: request.limits.memory_bytes,
+        cpu_seconds: CpuSeconds::backstop(request.limits.timeout, cores).0,
+    };
+    let data = request.input_data.as_ref().map_or(0, |data| data.get().len());
+    let mut bytes = Vec::with_capacity(ROOM + request.code.len() + data);
+    bytes.extend_from_slice(&[0; 4]);
+    // Text and numbers written to memory: nothing of it can fail.
+    let _ = serde_json::to_writer(&mut bytes, &job);
+    let length = u32::try_from(bytes.len() - 4).unwrap_or(u32::MAX);
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes
+}

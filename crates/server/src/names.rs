@@ -127,7 +127,7 @@ impl HostRule {
 
 impl OriginRule {
     fn serves(&self, written: &str) -> bool {
-        let origin = origin(written);
+        let origin = page(written).map(of_page);
         match self {
             Self::Any => true,
             Self::Null => written == "null",
@@ -169,31 +169,29 @@ fn origin_rule(entry: &str) -> Option<OriginRule> {
         "*" => Some(OriginRule::Any),
         "null" => Some(OriginRule::Null),
         _ => match entry.strip_suffix(":*") {
-            Some(entry) => {
-                let bare = !entry.split_once("://")?.1.trim_start_matches(|of_address| of_address != ']').contains(':');
-                origin(entry).filter(|_| bare).map(OriginRule::AnyPort)
-            }
-            None => origin(entry).map(OriginRule::Is),
+            Some(entry) => page(entry).filter(|(_, place)| place.port.is_none()).map(of_page).map(OriginRule::AnyPort),
+            None => page(entry).map(of_page).map(OriginRule::Is),
         },
     }
 }
 
 /// `scheme://host` with or without a port, and nothing else.
-fn origin(text: &str) -> Option<Origin> {
+fn page(text: &str) -> Option<(String, Authority)> {
     let (scheme, rest) = text.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
-    let mut letters = scheme.chars();
-    let starts = letters.next()?.is_ascii_lowercase();
-    if !starts || !letters.all(|letter| letter.is_ascii_alphanumeric() || "+-.".contains(letter)) {
-        return None;
-    }
-    let Authority { host, port } = authority(rest)?;
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase())
+        && scheme.chars().all(|letter| letter.is_ascii_alphanumeric() || "+-.".contains(letter));
+    is_scheme.then_some(())?;
+    Some((scheme, authority(rest)?))
+}
+
+fn of_page((scheme, Authority { host, port }): (String, Authority)) -> Origin {
     let port = port.or(match scheme.as_str() {
         "http" => Some(80),
         "https" => Some(443),
         _ => None,
     });
-    Some(Origin { scheme, host, port })
+    Origin { scheme, host, port }
 }
 
 /// A name, an IPv4 address or an IPv6 address in brackets, with or without a port, and nothing else.
@@ -210,7 +208,7 @@ fn authority(text: &str) -> Option<Authority> {
         },
     };
     let of_name = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
-    if host.is_empty() || !(host.starts_with('[') || host.chars().all(of_name)) {
+    if host.is_empty() || host.starts_with('.') || !(host.starts_with('[') || host.chars().all(of_name)) {
         return None;
     }
     let port = port.map(|port| if port.bytes().all(|digit| digit.is_ascii_digit()) { port.parse().ok() } else { None });
@@ -320,7 +318,7 @@ mod tests {
 
     #[test]
     fn settings_that_match_nothing_are_refused_in_words() {
-        for host in ["*.example.com", "https://x", ".example.com:a", "a/b", "a b", "[::1"] {
+        for host in ["*.example.com", "https://x", ".example.com", "a/b", "a b", "[::1"] {
             let error = names(&["localhost", host], &[]).expect_err(host);
             assert!(
                 error.starts_with("ALLOWED_HOSTS: must be names such as ") && error.ends_with(&format!("{host:?}")),

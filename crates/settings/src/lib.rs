@@ -172,7 +172,7 @@ pub struct HttpSettings {
     /// Connections at once; above it those that have waited longest for their client are closed.
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections: u32,
-    /// Seconds that a connection may wait for its next request; more than a load balancer before the server lets it wait.
+    /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.
     #[arg(long, env = "IDLE_TIMEOUT", default_value = "75")]
     idle_timeout: f64,
 }

@@ -14,6 +14,8 @@ use crate::request::shortened;
 
 /// More than any message, its params or a tool's arguments have.
 const MAX_MEMBERS: usize = 64;
+/// More than any name of these has.
+const MAX_NAME_BYTES: usize = 1000;
 
 /// The members of an object, each with its value as text. No two have one name.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +25,8 @@ impl<'a> Members<'a> {
     /// The members of the object that `text` is.
     ///
     /// # Errors
-    /// When it is no JSON; or, as an error of data, when it is no object, one with too many members, or a name is there twice.
+    /// When it is no JSON; or, as an error of data, when it is no object, one with too many members or too long a name, or
+    /// when a name is there twice.
     pub fn read(text: &'a str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }
@@ -65,6 +68,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 while let Some(name) = map.next_key::<String>()? {
                     if members.get(&name).is_some() {
                         return Err(A::Error::custom(format!("{} is there twice", shortened(&name))));
+                    }
+                    if name.len() > MAX_NAME_BYTES {
+                        return Err(A::Error::custom(format!("{} is too long a name", shortened(&name))));
                     }
                     if members.0.len() == MAX_MEMBERS {
                         return Err(A::Error::custom(format!("there are more than {MAX_MEMBERS} members")));
@@ -116,6 +122,7 @@ pub fn count_values(text: &str) -> serde_json::Result<usize> {
 struct Counter<'a>(&'a mut usize);
 
 impl Counter<'_> {
+    #[expect(clippy::unnecessary_wraps, reason = "what every visit answers")]
     fn one<E>(self) -> Result<(), E> {
         *self.0 += 1;
         Ok(())
@@ -190,7 +197,8 @@ mod tests {
     #[test]
     fn no_object_two_of_a_name_and_too_many_members_are_errors_of_data() {
         let many = format!("{{{}}}", (0..=MAX_MEMBERS).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(","));
-        for text in ["[]", "7", "\"a\"", r#"{"a": 1, "\u0061": 2}"#, &many] {
+        let long = format!("{{\"{}\": 1}}", "é".repeat(MAX_NAME_BYTES));
+        for text in ["[]", "7", "\"a\"", r#"{"a": 1, "\u0061": 2}"#, &many, &long] {
             assert!(Members::read(text).expect_err(text).is_data(), "{text}");
         }
         for text in ["", "{", "{\"a\":}", "{\"a\": 1} 2", "{'a': 1}", "{\"a\": NaN}", "{\"a\": 01}"] {
@@ -198,7 +206,7 @@ mod tests {
         }
     }
 
-    /// What serde_json takes as a value, to the word of its refusals.
+    /// What `serde_json` takes as a value, to the word of its refusals.
     #[test]
     fn what_is_counted_is_what_a_tree_could_be_built_of() {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);

@@ -8,7 +8,7 @@ use serde_json::json;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The longest line: enough for a traceback, and what CloudWatch shows at once.
+/// The longest line: enough for a traceback, and what `CloudWatch` shows at once.
 const MAX_LINE_BYTES: usize = 4096;
 
 /// Standard error, line by line: a line that is too long is cut, and says so.

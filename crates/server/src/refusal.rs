@@ -25,15 +25,17 @@ pub(crate) struct Refusal {
     status: StatusCode,
     code: i32,
     message: String,
-    data: Option<Value>,
-    id: Value,
+    /// A name and a value.
+    data: Option<(&'static str, String)>,
+    /// What it answers, where that is known.
+    id: Option<Box<Value>>,
     /// Whatever is still to come of the request is not read.
     ends_connection: bool,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: i32, message: String) -> Self {
-        Self { status, code, message, data: None, id: Value::Null, ends_connection: false }
+        Self { status, code, message, data: None, id: None, ends_connection: false }
     }
 
     pub(crate) fn no_json(reason: impl std::fmt::Display) -> Self {
@@ -47,12 +49,12 @@ impl Refusal {
 
     /// For a part of a message that is not as it must be.
     pub(crate) fn of_field(error: &ArgumentError) -> Self {
-        let data = Some(json!({"field": error.field}));
+        let data = Some(("field", error.field.clone()));
         Self { data, ..Self::new(StatusCode::BAD_REQUEST, INVALID_PARAMS, error.to_string()) }
     }
 
     pub(crate) fn busy(what: &str) -> Self {
-        let data = Some(json!({"code": ErrorCode::Busy.as_str()}));
+        let data = Some(("code", ErrorCode::Busy.as_str().to_owned()));
         Self { data, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, REFUSED, format!("busy: {what}; try again in a few seconds")) }
     }
 
@@ -65,8 +67,12 @@ impl Refusal {
         Self::new(status, REFUSED, message)
     }
 
-    pub(crate) fn answering(self, id: Value) -> Self {
-        Self { id, ..self }
+    pub(crate) fn answering(self, id: Option<Value>) -> Self {
+        Self { id: id.map(Box::new), ..self }
+    }
+
+    fn data(&self) -> Option<Value> {
+        self.data.as_ref().map(|(name, value)| json!({*name: value}))
     }
 
     pub(crate) fn is_of_no_json(&self) -> bool {
@@ -75,15 +81,16 @@ impl Refusal {
 
     /// The same for a door without HTTP.
     pub(crate) fn into_error(self) -> (ErrorData, Option<RequestId>) {
-        let id = serde_json::from_value(self.id).ok();
-        (ErrorData::new(rmcp::model::ErrorCode(self.code), self.message, self.data), id)
+        let data = self.data();
+        let id = self.id.and_then(|id| serde_json::from_value(*id).ok());
+        (ErrorData::new(rmcp::model::ErrorCode(self.code), self.message, data), id)
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut error = json!({"code": self.code, "message": self.message});
-        if let Some(data) = self.data {
+        if let Some(data) = self.data() {
             error["data"] = data;
         }
         let body = json!({"jsonrpc": "2.0", "id": self.id, "error": error}).to_string();

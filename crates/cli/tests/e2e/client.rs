@@ -4,11 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::Request;
+use hyper::{HeaderMap, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
@@ -93,7 +93,23 @@ impl Server {
     }
 
     pub(crate) fn with(home: Home, settings: &[(&str, &str)]) -> Self {
+        Self::with_log(home, settings, None).0
+    }
+
+    /// And the lines it logs; `files`: how many descriptors it may have.
+    pub(crate) fn with_log(home: Home, settings: &[(&str, &str)], files: Option<u32>) -> (Self, Arc<Mutex<Vec<String>>>) {
         let mut command = program_in(home);
+        if let Some(files) = files {
+            let limited = command;
+            command = Command::new("sh");
+            command
+                .arg("-c")
+                .arg(format!("ulimit -n {files}; exec \"$@\""))
+                .arg("sh")
+                .arg(limited.get_program())
+                .args(limited.get_args());
+            command.env_clear().envs(limited.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
+        }
         command.arg("serve").env("PORT", "0").envs(settings.iter().copied());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -103,9 +119,16 @@ impl Server {
             .inspect(|line| eprintln!("{line}"))
             .find_map(|line| Some(line.split_once("http://")?.1.split_once('/')?.0.to_owned()))
             .expect("the server names its address");
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let kept = log.clone();
         // Whatever it says later must not fill the pipe.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
-        Self { child, address }
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| {
+                eprintln!("{line}");
+                kept.lock().unwrap().push(line);
+            });
+        });
+        (Self { child, address }, log)
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -120,9 +143,23 @@ impl Server {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> (u16, String) {
+        let (status, _, body) = self.request_with_headers(method, path, headers, body).await;
+        (status, body)
+    }
+
+    /// The same with the answer's headers.
+    pub(crate) async fn request_with_headers(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, HeaderMap, String) {
         let stream = tokio::net::TcpStream::connect(&self.address).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
+        // Dropped with the request: then its client has gone.
+        let mut connections = tokio::task::JoinSet::new();
+        connections.spawn(connection);
         let mut request = Request::builder().method(method).uri(path);
         if !headers.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", &self.address);
@@ -131,9 +168,9 @@ impl Server {
             request = request.header(*name, *value);
         }
         let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status.as_u16(), head.headers, String::from_utf8(body.to_vec()).unwrap())
     }
 
     /// Calls a tool as curl users do, without a handshake: the JSON-RPC answer.

@@ -3,6 +3,7 @@
 
 mod client;
 mod command_line;
+mod greedy;
 mod hostile;
 mod http;
 mod index;

@@ -68,8 +68,11 @@ impl Bodies {
                     return Err(Refusal::unread(StatusCode::BAD_REQUEST, format!("the body broke off: {error}")));
                 }
                 Err(_) => {
-                    let message = "Request Timeout: the body was too slow: the next part must come within 10 seconds, and all of it within 60";
-                    return Err(Refusal::unread(StatusCode::REQUEST_TIMEOUT, message.to_owned()));
+                    let (part, all) = (STALL.as_secs(), WHOLE.as_secs());
+                    let message = format!(
+                        "Request Timeout: the body was too slow: its next part must come within {part} seconds, and all within {all}"
+                    );
+                    return Err(Refusal::unread(StatusCode::REQUEST_TIMEOUT, message));
                 }
             };
             length += data.len();

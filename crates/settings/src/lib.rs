@@ -20,6 +20,9 @@ use server::{HttpOptions, Interpreter, Layer, ServedNames};
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
 
+/// A day: no clock can be asked to wait for ever.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(86_400);
+
 /// How much of the stack is imported ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum PreloadSetting {
@@ -296,11 +299,15 @@ impl HttpSettings {
     /// # Errors
     /// The first setting that can't be used.
     pub fn options(&self) -> Result<HttpOptions, String> {
+        let idle_timeout = seconds("IDLE_TIMEOUT", self.idle_timeout)?;
+        if idle_timeout > MAX_IDLE_TIMEOUT {
+            return Err(format!("IDLE_TIMEOUT: must be at most {}, not {}", MAX_IDLE_TIMEOUT.as_secs(), self.idle_timeout));
+        }
         Ok(HttpOptions {
             names: ServedNames::new(&self.allowed_hosts, &self.allowed_origins)?.and_host(&self.host),
             max_body_bytes: self.max_body_bytes,
             max_connections: self.max_connections as usize,
-            idle_timeout: seconds("IDLE_TIMEOUT", self.idle_timeout)?,
+            idle_timeout,
         })
     }
 }

@@ -413,9 +413,10 @@ async fn hosts_and_origins_are_read_strictly_on_every_path() {
 }
 
 #[test]
-fn hosts_and_origins_that_match_nothing_are_refused_at_start() {
+fn settings_of_the_door_that_can_not_hold_are_refused_at_start() {
     for (name, value, says) in [
         ("ALLOWED_HOSTS", "localhost,*.example.com", "ALLOWED_HOSTS: must be names such as app.example.com"),
+        ("IDLE_TIMEOUT", "1e18", "IDLE_TIMEOUT: must be at most 86400, not 1000000000000000000"),
         ("ALLOWED_HOSTS", "https://x", "ALLOWED_HOSTS: must be names such as app.example.com"),
         ("ALLOWED_ORIGINS", "app.example.com", "ALLOWED_ORIGINS: must be origins such as https://app.example.com"),
     ] {

@@ -40,6 +40,12 @@ pub(crate) fn user_of(pid: i32) -> Option<u32> {
     u32::try_from(field(&status, "Uid:")).ok()
 }
 
+/// Whether the process can't gain rights by starting a program, and nothing it starts can.
+pub(crate) fn has_no_new_privileges(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "NoNewPrivs:") == 1
+}
+
 /// Whether the kernel keeps lists of children (`CONFIG_PROC_CHILDREN`).
 static LISTS_CHILDREN: LazyLock<bool> =
     LazyLock::new(|| std::path::Path::new(&format!("/proc/self/task/{}/children", crate::process_id())).exists());

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustix::process::{DumpableBehavior, Pid};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit};
 
 use crate::unreadable::is_unreadable;
 
@@ -22,6 +22,19 @@ pub fn protect_supervisor() -> Protection {
         non_dumpable: rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() || is_unreadable(),
         subreaper: rustix::process::set_child_subreaper(Pid::from_raw(1)).is_ok(),
     }
+}
+
+/// Raises the number of descriptors this process may have to `wanted`, as far as its hard limit goes, and gives what it is
+/// then. Children inherit it.
+///
+/// What code holds in sockets that nobody reads from counts against a limit of its whole user: that of whoever sends the
+/// next descriptor. A server with the usual 1024, which is also a kernel's, could be kept from sending any.
+pub fn raise_descriptor_limit(wanted: u64) -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let (now, most) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    let target = wanted.min(most);
+    let raised = Rlimit { current: Some(target), maximum: limit.maximum };
+    if now >= target || rustix::process::setrlimit(Resource::Nofile, raised).is_err() { now } else { target }
 }
 
 /// True when the process runs as root.

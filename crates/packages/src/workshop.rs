@@ -66,6 +66,8 @@ fn find_tool(config: &PackagesConfig, target: &Target) -> Option<Tool> {
     }
     let beside = target.root.parent().map(|build| build.join("tools/bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let uv = beside.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("uv")).find(|uv| uv.is_file());
+    // An entry that is relative, or empty, is the folder one stands in: a program there may be anybody's.
+    let path = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    let uv = beside.into_iter().chain(path).map(|folder| folder.join("uv")).find(|uv| uv.is_file());
     uv.map(Tool::Uv).or_else(pip)
 }

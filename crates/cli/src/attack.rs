@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::deployment::Deployment;
+use crate::output;
 
 const ATTACKS: &str = include_str!("../attacks/attacks.json");
 /// A program prints a line that starts with this when its attack worked.
@@ -202,7 +203,6 @@ impl HostileRequest {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a report for a person")]
 fn show(finding: &Finding<'_>) {
     let verdict = match finding.verdict {
         Verdict::Stopped => "stopped",
@@ -210,15 +210,14 @@ fn show(finding: &Finding<'_>) {
         Verdict::Broken => "BROKEN",
         Verdict::Inconclusive => "UNCLEAR",
     };
-    println!("{verdict:<8} {:<28} {}: {}", finding.name, finding.tries, finding.detail);
+    output::out(format!("{verdict:<8} {:<28} {}: {}\n", finding.name, finding.tries, finding.detail));
 }
 
-#[expect(clippy::print_stdout, reason = "a report for a person")]
 fn summarise(findings: &[Finding<'_>], as_json: bool, failed: usize, open: usize) {
     if as_json {
-        println!("{}", json!(findings));
+        output::out(format!("{}\n", json!(findings)));
     } else {
-        println!("\n{} attacks: {failed} broke a promise or proved nothing, {open} are open here", findings.len());
+        output::out(format!("\n{} attacks: {failed} broke a promise or proved nothing, {open} are open here\n", findings.len()));
     }
 }
 

@@ -8,9 +8,9 @@ use server::{Interpreter, LayerState};
 use tokio::net::TcpListener;
 
 use crate::deployment::Deployment;
+use crate::output;
 use settings::{EngineSettings, HttpSettings};
 
-#[expect(clippy::print_stdout, reason = "a report for a person")]
 pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attack: bool, json: bool) -> ExitCode {
     let interpreter = match settings.start(true, Vec::new()).await {
         Ok(interpreter) => interpreter,
@@ -24,9 +24,13 @@ pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attac
     let outcome = interpreter.execute(request, &mut |_| {}).await;
     let works = outcome.result.success && outcome.result.stdout == "5\n";
     let environment = interpreter.environment();
-    println!("python    {} ({} packages)", environment.python_version, environment.installed_packages.len());
-    println!("platform  {}", environment.platform);
-    println!("run       {}", if works { "works" } else { "FAILS" });
+    output::out(format!(
+        "python    {} ({} packages)\nplatform  {}\nrun       {}\n",
+        environment.python_version,
+        environment.installed_packages.len(),
+        environment.platform,
+        if works { "works" } else { "FAILS" }
+    ));
     for layer in &environment.sandbox {
         let state = match layer.state {
             LayerState::Active => "active",
@@ -36,7 +40,10 @@ pub(crate) async fn doctor(settings: &EngineSettings, http: &HttpSettings, attac
             LayerState::Unknown => "unknown",
         };
         let reason = layer.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        println!("{state:<9} {}: {}{reason}", layer.name, layer.effect);
+        output::out(format!("{state:<9} {}: {}{reason}\n", layer.name, layer.effect));
+        if layer.state == LayerState::Refused {
+            output::out(format!("          {}\n", settings::hint(layer.name, interpreter.engine())));
+        }
     }
     if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,16 +1,30 @@
 //! The command line: `serve`, `stdio`, `run` and `doctor`, and the settings they share.
 //!
-//! Rule: logs go to standard error; standard output belongs to the protocol or to the code that was run.
+//! Rule: logs go to standard error; standard output belongs to the protocol or to the code that was run. However a command
+//! ends, by itself, by a signal or because nobody reads what it writes, the engine has ended first.
 
 mod attack;
 mod deployment;
 mod doctor;
+mod output;
 mod run;
 
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-use settings::{EngineSettings, HttpSettings};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use server::Interpreter;
+use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, Signals};
+
+/// How long what runs beside the engine may take to end. A read of standard input never does.
+const TASKS_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the engine may take to end every process and to remove what they wrote.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(30);
+/// What the end of a reader means to a program that writes to it.
+const SIGPIPE: i32 = 13;
 
 /// Runs Python for AI assistants, isolated and already warm.
 #[derive(Debug, Parser)]
@@ -18,6 +32,17 @@ use settings::{EngineSettings, HttpSettings};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Take settings from this file, NAME=value in each line; flags and the environment are stronger.
+    #[arg(long, global = true, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    #[command(flatten)]
+    log: LogSettings,
+}
+
+/// How a command ended.
+enum End {
+    With(ExitCode),
+    Signal(i32),
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,38 +95,79 @@ enum Command {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    // The weakest source of settings; a variable that is set already stays. Before any thread exists.
-    let dotenv = dotenvy::from_filename(".env");
-    let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOG").unwrap_or_else(|_| "warn,cli=info,server=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(server::LogLines::Text).with_ansi(false).init();
-    if let Err(error) = dotenv
-        && !error.not_found()
-    {
-        return fail(&format!(".env: {error}"));
+    let (cli, notes) = match read_arguments() {
+        Ok(read) => read,
+        Err(message) => return fail(&message),
+    };
+    settings::start_log(cli.log.log.as_deref(), "warn,cli=info,server=info", LogFormat::Text);
+    for note in notes {
+        tracing::warn!("{note}");
     }
+    // Standard input is read while signals still end the process by themselves.
+    let code = match &cli.command {
+        Command::Run { arguments, .. } => run::read_code(arguments),
+        _ => Ok(String::new()),
+    };
+    let code = match code {
+        Ok(code) => code,
+        Err(message) => return fail(&message),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.to_string()),
     };
-    let code = runtime.block_on(dispatch(cli.command));
-    // A read of standard input that never ends must not hold the process.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    code
+    let end = runtime.block_on(async {
+        let signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => return End::With(fail(&format!("signals can't be heard: {error}"))),
+        };
+        tokio::select! {
+            signal = signals.first() => End::Signal(signal),
+            reason = output::broken() => match reason {
+                ErrorKind::BrokenPipe => End::Signal(SIGPIPE),
+                reason => End::With(fail(&format!("standard output: {reason}"))),
+            },
+            code = dispatch(cli.command, code) => End::With(code),
+        }
+    });
+    runtime.shutdown_timeout(TASKS_PATIENCE);
+    if !interpreter::wait_for_engines(ENGINE_PATIENCE) {
+        tracing::warn!("the engine has not ended in time; the next start removes what it leaves");
+    }
+    match end {
+        End::With(code) => code,
+        End::Signal(signal) => settings::die_of(signal),
+    }
 }
 
-async fn dispatch(command: Command) -> ExitCode {
-    match command {
+/// The arguments, with the values of an `.env` file in the place of defaults, and what was left out of it. Only `serve`
+/// looks for one by itself: the others are started in folders that are somebody else's.
+fn read_arguments() -> Result<(Cli, Vec<String>), String> {
+    let matches = Cli::command().get_matches();
+    let file = match (matches.get_one::<PathBuf>("env_file"), matches.subcommand_name()) {
+        (Some(path), _) => EnvFile::named(path)?,
+        (None, Some("serve")) => EnvFile::of_the_folder()?,
+        _ => EnvFile::default(),
+    };
+    let with_file = |matches: ArgMatches| if file.is_empty() { matches } else { file.apply(Cli::command()).get_matches() };
+    let cli = Cli::from_arg_matches(&with_file(matches)).map_err(|error| error.to_string())?;
+    Ok((cli, file.notes().to_vec()))
+}
+
+async fn dispatch(command: Command, code: String) -> ExitCode {
+    let code = match command {
         Command::Serve { engine, http } => report(serve(&engine, &http).await),
         Command::Stdio { engine } => report(stdio(&engine).await),
-        Command::Run { engine, arguments } => run::run(&engine, &arguments).await,
+        Command::Run { engine, arguments } => run::run(&engine, &arguments, code).await,
         Command::Doctor { attack: true, json, url: Some(url), header, .. } => match deployment::Deployment::new(url, &header) {
             Ok(deployment) => attack::attack(deployment, json).await,
             Err(message) => fail(&message),
         },
         Command::Doctor { engine, http, attack, json, .. } => doctor::doctor(&engine, &http, attack, json).await,
         Command::Settings { format } => print_settings(&format),
-    }
+    };
+    output::written().await;
+    code
 }
 
 async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), String> {
@@ -112,37 +178,35 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), Str
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let interpreter = settings.start(false, Vec::new()).await?;
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
-    server::serve(listener, &interpreter, &options, stop_signal()).await;
-    Ok(())
+    let never = std::future::pending();
+    tokio::select! {
+        () = server::serve(listener, &interpreter, &options, never) => Ok(()),
+        Err(refused) = watch_start(settings, &interpreter) => Err(refused),
+    }
+}
+
+/// Says once the interpreter is up which layers are missing. Ends only when the server must not run.
+async fn watch_start(settings: &EngineSettings, interpreter: &Interpreter) -> Result<Infallible, String> {
+    settings.refuse_root(interpreter).await?;
+    settings::warn_of_refused(interpreter);
+    std::future::pending().await
 }
 
 async fn stdio(settings: &EngineSettings) -> Result<(), String> {
     let interpreter = settings.start(false, Vec::new()).await?;
     tokio::select! {
-        result = server::serve_stdio(interpreter) => result,
-        () = stop_signal() => Ok(()),
+        result = server::serve_stdio(interpreter.clone()) => result,
+        Err(refused) = watch_start(settings, &interpreter) => Err(refused),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "printing is what it is for")]
 fn print_settings(format: &str) -> ExitCode {
     match settings::reference(format) {
         Some(text) => {
-            print!("{text}");
+            output::out(text);
             ExitCode::SUCCESS
         }
         None => fail(&format!("settings: format must be env or markdown, not {format}")),
-    }
-}
-
-/// Completes on SIGINT or SIGTERM.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        }
-        _ => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Rule: exit codes are the contract's: 0, 1 (Python error), 124 (timeout), 137 (killed by a limit), else the code's own.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +12,8 @@ use protocol::{Arguments, OutputEvent, Stream};
 use serde_json::value::{RawValue, to_raw_value};
 
 use settings::EngineSettings;
+
+use crate::output;
 
 /// What to run.
 #[derive(Args, Clone, Debug)]
@@ -39,15 +41,14 @@ pub(crate) struct RunArguments {
     figures: Option<PathBuf>,
 }
 
-pub(crate) async fn run(settings: &EngineSettings, arguments: &RunArguments) -> ExitCode {
-    match run_code(settings, arguments).await {
+pub(crate) async fn run(settings: &EngineSettings, arguments: &RunArguments, code: String) -> ExitCode {
+    match run_code(settings, arguments, code).await {
         Ok(code) => code,
         Err(message) => crate::fail(&message),
     }
 }
 
-async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result<ExitCode, String> {
-    let code = read_code(arguments)?;
+async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: String) -> Result<ExitCode, String> {
     let mut config = settings.config()?;
     // One cell needs one stage: nothing else is imported.
     config.preload = Preload::for_code(&code);
@@ -65,41 +66,34 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments) -> Result
     let call = Arguments::new(call.collect::<Result<Vec<_>, String>>()?).map_err(|error| error.to_string())?;
     let request = interpreter.check(call).map_err(|error| error.to_string())?;
     let live = !arguments.json;
-    let mut show = |event: OutputEvent<'_>| {
-        let _ = match event.stream {
-            Stream::Stdout if live => std::io::stdout().write_all(event.bytes),
-            Stream::Notice => std::io::stderr().write_all(&[b"note: ", event.bytes].concat()),
-            Stream::Stderr if live => std::io::stderr().write_all(event.bytes),
-            _ => Ok(()),
-        };
+    let mut show = |event: OutputEvent<'_>| match event.stream {
+        Stream::Stdout if live => output::out(event.bytes),
+        Stream::Notice => output::error([b"note: ", event.bytes].concat()),
+        Stream::Stderr if live => output::error(event.bytes),
+        _ => {}
     };
     let outcome = interpreter.execute(request, &mut show).await;
     let figures = save_figures(arguments, &outcome.images)?;
     let result = &outcome.result;
-    let mut stdout = std::io::stdout();
-    let mut stderr = std::io::stderr();
     if arguments.json {
-        let text = serde_json::to_string_pretty(result).map_err(|error| error.to_string())?;
-        let _ = writeln!(stdout, "{text}");
+        output::out(serde_json::to_string_pretty(result).map_err(|error| error.to_string())? + "\n");
     } else {
         if let Some(value) = &result.result {
-            let _ = writeln!(stdout, "{value}");
+            output::out(format!("{value}\n"));
         }
         if let Some(error) = &result.error {
-            let _ = match &error.traceback {
-                Some(traceback) => write!(stderr, "{traceback}"),
-                None => writeln!(stderr, "{}: {}", error.code.as_str(), error.message),
-            };
+            let told = error.traceback.clone();
+            output::error(told.unwrap_or_else(|| format!("{}: {}\n", error.code.as_str(), error.message)));
         }
         for note in result.warnings.iter().chain(&figures) {
-            let _ = writeln!(stderr, "note: {note}");
+            output::error(format!("note: {note}\n"));
         }
     }
-    let _ = stdout.flush();
     Ok(ExitCode::from(u8::try_from(result.exit_code & 0xFF).unwrap_or(1)))
 }
 
-fn read_code(arguments: &RunArguments) -> Result<String, String> {
+/// The code, from wherever the arguments have it.
+pub(crate) fn read_code(arguments: &RunArguments) -> Result<String, String> {
     match (&arguments.code, &arguments.file) {
         (Some(code), _) => Ok(code.clone()),
         (None, Some(path)) if path.as_os_str() != "-" => {

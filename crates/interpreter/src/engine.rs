@@ -8,19 +8,19 @@ use std::time::Duration;
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{Allowed, Cgroup, KernelProcess, Landlock, Pidfd, Protection, Reaper};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::answer::outcome;
-use crate::home::{self, Home, Quarantine};
+use crate::home::{self, Home};
 use crate::isolation::{self, Isolation};
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::stage::{self, Preload, STAGES};
+use crate::state_dir::{self, StateDir};
 use crate::status::{EngineStatus, StageStatus};
-use crate::tree::PythonTree;
-use crate::users::KernelUsers;
 use crate::run::Ending;
+use crate::tree::{self, PythonTree};
+use crate::users::KernelUsers;
 use crate::zygote::{Family, FamilyConfig, Held, Link, StageState};
 
 /// How long a call waits for a kernel before it is our fault.
@@ -69,6 +69,8 @@ pub struct EngineConfig {
     pub authorized_imports: Vec<String>,
     /// Folders that the code may read besides the tree.
     pub readable: Vec<PathBuf>,
+    /// Run code as root, where the server is root and kernels can't have users of their own.
+    pub allow_root: bool,
 }
 
 /// Why the engine can't start.
@@ -77,6 +79,9 @@ pub enum EngineError {
     /// There is no Python tree.
     #[error("no Python tree at {0}: {1}; `make tree` builds it, PYTHON_TREE says where it is")]
     NoTree(PathBuf, String),
+    /// There is none at any of these places.
+    #[error("no Python tree at {0}: `make tree` builds it, PYTHON_TREE says where it is")]
+    NoTreeFound(String),
     /// The interpreter did not come up.
     #[error("the Python interpreter did not start: {0}")]
     NoZygote(String),
@@ -106,7 +111,6 @@ pub(crate) struct Inner {
     cgroup: RwLock<Option<Arc<Cgroup>>>,
     /// How often memory ran out in the group, as far as was seen.
     out_of_memory_kills: AtomicU64,
-    quarantine: Quarantine,
     /// What was promised to the first caller; a family that holds less runs nothing.
     held_at_first: OnceLock<Held>,
     reaper: Arc<Reaper>,
@@ -123,7 +127,7 @@ pub(crate) struct Inner {
     users: Arc<KernelUsers>,
     user_threads: AtomicU32,
     cores: usize,
-    state_dir: TempDir,
+    state_dir: Arc<StateDir>,
     failure: RwLock<Option<String>>,
 }
 
@@ -150,9 +154,8 @@ impl Engine {
         let tree = PythonTree::open(&config.tree)?;
         let system = |what| move |source| EngineError::System { what, source };
         let protection = sandbox::protect_supervisor();
-        let state_dir =
-            tempfile::Builder::new().prefix("code-interpreter-").tempdir().map_err(system("making the state directory"))?;
-        open_directory(&state_dir).map_err(system("opening the state directory"))?;
+        let state_dir = Arc::new(StateDir::make().map_err(system("making the state directory"))?);
+        state_dir::sweep_beside(&state_dir).map_err(system("starting the sweep's thread"))?;
         let stages = config.preload.stages();
         let users = KernelUsers::for_kernels(config.max_concurrency + config.spares * stages + MORE_USERS)
             .map_err(system("taking the users that calls run as"))?;
@@ -170,7 +173,6 @@ impl Engine {
             users: Arc::new(users),
             cgroup: RwLock::new(None),
             out_of_memory_kills: AtomicU64::new(0),
-            quarantine: Quarantine::default(),
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
@@ -253,8 +255,19 @@ impl Engine {
             disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
-            quarantined: inner.quarantine.load(Ordering::Relaxed),
+            quarantined: inner.state_dir.quarantined.load(Ordering::Relaxed),
         }
+    }
+
+    /// Comes back when the bare interpreter is up, and so what each layer came to is known.
+    pub async fn started(&self) {
+        self.inner.link(0).await;
+    }
+
+    /// The folder that keeps kernels of other users from the tree or from their directories.
+    pub fn closed_folder(&self) -> Option<PathBuf> {
+        let paths = [self.inner.tree.site(), self.inner.tree.python(), self.state_dir().to_owned()];
+        paths.iter().find_map(|path| tree::closed_folder(path))
     }
 
     /// Limits of a call that asks for none.
@@ -296,12 +309,6 @@ impl Drop for Engine {
         // Its control group can only be removed when it has gone.
         let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(END_PATIENCE);
     }
-}
-
-/// Kernels of other users must be able to reach their own directories in it, and see no others.
-fn open_directory(directory: &TempDir) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))
 }
 
 /// Starts a family, waits for its end, starts the next. Runs on a thread of its own, the parent of all zygotes.
@@ -490,12 +497,13 @@ impl Inner {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
             Some(self.users.take().ok_or("every kernel user is in use")?)
+        } else if sandbox::is_root() && !self.config.allow_root {
+            return Err("it would run as root, and ALLOW_ROOT is off".to_owned());
         } else {
             None
         };
-        let state_dir = self.state_dir.path();
-        home::mend_state_directory(state_dir).map_err(|error| format!("mending the state directory: {error}"))?;
-        let home = Home::make(state_dir.join(format!("k{id}")), user, self.quarantine.clone())
+        home::mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
+        let home = Home::make(&self.state_dir, &format!("k{id}"), user)
             .map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;

@@ -7,17 +7,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
+use crate::state_dir::StateDir;
 use crate::users::KernelUser;
 
 /// More files than this in its directory and a call is ended: each look at them must stay short.
 pub(crate) const MAX_FILES: usize = 20_000;
 /// Where POSIX shared memory and semaphores are files.
 const SHARED_MEMORY: &str = "/dev/shm";
-
-/// How many homes could not be given back.
-pub(crate) type Quarantine = Arc<AtomicUsize>;
 
 /// Who may do what in the directory that all homes are in: pass, and see nothing.
 const STATE_MODE: u32 = 0o711;
@@ -27,14 +25,16 @@ const STATE_MODE: u32 = 0o711;
 pub(crate) struct Home {
     directory: PathBuf,
     user: Option<KernelUser>,
-    quarantine: Quarantine,
+    /// Goes after the last home in it.
+    state: Arc<StateDir>,
 }
 
 impl Home {
     /// Makes the directory, readable for its user alone.
-    pub(crate) fn make(directory: PathBuf, user: Option<KernelUser>, quarantine: Quarantine) -> io::Result<Self> {
+    pub(crate) fn make(state: &Arc<StateDir>, name: &str, user: Option<KernelUser>) -> io::Result<Self> {
+        let directory = state.path().join(name);
         std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
-        let home = Self { directory, user, quarantine };
+        let home = Self { directory, user, state: state.clone() };
         if let Some(id) = home.user() {
             chown(home.path(), Some(id), Some(id))?;
         }
@@ -42,13 +42,13 @@ impl Home {
     }
 
     /// Something of the kernel may be alive: its directory stays, and nobody gets its user any more.
-    pub(crate) fn quarantine(mut self) {
-        self.keep_from_others();
-        std::mem::forget(self);
+    pub(crate) fn quarantine(self) {
+        let mut home = std::mem::ManuallyDrop::new(self);
+        home.keep_from_others();
     }
 
     fn keep_from_others(&mut self) {
-        self.quarantine.fetch_add(1, Ordering::Relaxed);
+        self.state.quarantined.fetch_add(1, Ordering::Relaxed);
         std::mem::forget(self.user.take());
     }
 
@@ -87,7 +87,7 @@ pub(crate) fn mend_state_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Removes what the user left in the machine's `/dev/shm`: it would stay until the machine's next start.
-fn clear_shared_memory(user: u32) -> io::Result<()> {
+pub(crate) fn clear_shared_memory(user: u32) -> io::Result<()> {
     let mut result = Ok(());
     for entry in std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten() {
         if entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
@@ -103,9 +103,9 @@ mod tests {
 
     #[test]
     fn a_kernel_that_never_started_leaves_no_directory() {
-        let state = tempfile::tempdir().expect("a directory");
-        let path = state.path().join("k1");
-        let home = Home::make(path.clone(), None, Quarantine::default()).expect("a home");
+        let state = Arc::new(StateDir::make().expect("a directory"));
+        let home = Home::make(&state, "k1", None).expect("a home");
+        let path = home.path().to_owned();
         std::fs::create_dir_all(path.join("a/b")).expect("made");
         std::fs::set_permissions(path.join("a"), std::fs::Permissions::from_mode(0o000)).expect("closed");
         drop(home);
@@ -115,7 +115,7 @@ mod tests {
     /// Code of an ordinary user's server closed it, and no call worked any more.
     #[test]
     fn a_state_directory_that_was_closed_is_mended() {
-        let state = tempfile::tempdir().expect("a directory");
+        let state = Arc::new(StateDir::make().expect("a directory"));
         let matplotlib = state.path().join(crate::tree::MATPLOTLIB);
         std::fs::create_dir(&matplotlib).expect("made");
         for path in [matplotlib.as_path(), state.path()] {
@@ -123,6 +123,6 @@ mod tests {
         }
         mend_state_directory(state.path()).expect("mended");
         std::fs::read_dir(&matplotlib).expect("it can be read");
-        Home::make(state.path().join("k1"), None, Quarantine::default()).expect("a home");
+        Home::make(&state, "k1", None).expect("a home");
     }
 }

@@ -91,7 +91,7 @@ pub enum Preload {
 
 impl Preload {
     /// How many stages that is.
-    pub(crate) fn stages(self) -> usize {
+    pub fn stages(self) -> usize {
         self as usize + 1
     }
 

@@ -18,6 +18,11 @@ const RANGE: u32 = 200;
 /// Where the locks are: closed to everybody but root, and empty after the machine's next start.
 const LOCKS: &str = "/run/code-interpreter";
 
+/// Whether calls may run as this user.
+pub(crate) fn is_kernel_user(id: u32) -> bool {
+    USERS.contains(&id)
+}
+
 /// The users of this server, each used by one kernel at a time.
 #[derive(Debug, Default)]
 pub(crate) struct KernelUsers {

@@ -281,6 +281,8 @@ impl Family {
         }
         let mut command = Command::new(config.tree.python());
         command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
+        // Everything forked from it bears this name: what a killed server leaves running is found by it.
+        command.arg(config.state_dir);
         let child = config.reaper.start(|| {
             let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
             let pid = i32::try_from(child.id()).unwrap_or(0);

@@ -17,8 +17,7 @@ use std::time::Duration;
 use clap::Parser;
 use lambda_http::{Error, service_fn};
 use server::{Interpreter, Layer, LayerState};
-use settings::{EngineSettings, HttpSettings, LambdaSettings};
-use tokio::signal::unix::{SignalKind, signal};
+use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, Signals};
 
 use crate::door::Door;
 use crate::lock::Lock;
@@ -41,14 +40,7 @@ struct Settings {
 /// The whole program.
 pub fn main() -> ExitCode {
     let readable = sandbox::start_again_unreadable();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOG").unwrap_or_else(|_| "warn,lambda=info,server=info".into());
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_span_list(false)
-        .with_env_filter(filter)
-        .with_writer(server::LogLines::Json)
-        .init();
+    settings::start_log(std::env::var_os("LOG").as_deref(), "warn,lambda=info,server=info", LogFormat::Json);
     if let Err(error) = readable {
         tracing::warn!(%error, "user code can read this process's memory and environment");
     }
@@ -84,6 +76,7 @@ async fn serve() -> Result<(), Error> {
                 lambda_http::run(service_fn(move |request| answer(door.clone(), request, Door::buffer))).await
             }
         } => result,
+        Err(refused) = settings.engine.refuse_root(&interpreter) => Err(refused.into()),
         () = stopped => Ok(()),
     }
 }
@@ -113,16 +106,17 @@ fn response_lock(streaming: bool) -> Layer {
     }
 }
 
-/// Completes on SIGTERM, which Lambda only sends to a function that has an extension: this one asks for nothing else.
+/// Completes on a signal that ends the program. Lambda sends SIGTERM only to a function that has an extension: this one asks
+/// for nothing else.
 async fn stop_signal() -> Result<impl Future<Output = ()>, Error> {
     let extension = lambda_extension::Extension::new().with_events(&[]).with_extension_name("stop-signal").register().await?;
-    let mut terminated = signal(SignalKind::terminate())?;
+    let signals = Signals::listen()?;
     Ok(async move {
         let running = async {
             // Its end is no reason to stop.
             let _ = extension.run().await;
             std::future::pending::<()>().await;
         };
-        tokio::select! { _ = terminated.recv() => {}, () = running => {} }
+        tokio::select! { _ = signals.first() => {}, () = running => {} }
     })
 }

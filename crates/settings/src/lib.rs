@@ -1,7 +1,15 @@
 //! Every setting, once: a flag, an environment variable, a default and its meaning.
 //!
 //! Rule: this is the registry. `.env.example` and the README's table are printed from it (`make settings`), and a test
-//! holds them to it. A flag is stronger than the environment, which is stronger than a `.env` file.
+//! holds them to it. A flag is stronger than the environment, which is stronger than an `.env` file. Each setting's heading
+//! says whether it decides over security; one that does is never taken from a file that nobody named.
+
+mod descriptors;
+mod env_file;
+mod layers;
+mod log;
+mod reference;
+mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +24,17 @@ use protocol::{
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
 use server::{HttpOptions, Interpreter, Layer, ServedNames};
+
+pub use env_file::EnvFile;
+pub use layers::{hint, warn_of_refused};
+pub use log::{LogFormat, LogSettings, start_log};
+pub use reference::reference;
+pub use signals::{Signals, die_of};
+
+/// What decides over security, over who is served, or over what is run or installed.
+pub(crate) const SECURITY: &str = "Settings that decide over security (not taken from ./.env)";
+/// Everything else: how much, how long, which port.
+pub(crate) const ORDINARY: &str = "Settings";
 
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
@@ -34,115 +53,119 @@ enum PreloadSetting {
 
 /// Settings of the engine.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct EngineSettings {
-    /// The Python tree; found beside the program or under build/ when not set.
-    #[arg(long, env = "PYTHON_TREE")]
+    /// The Python tree; when not set found beside the program, in the checkout it was built in, or in the user's data folder.
+    #[arg(long, env = "PYTHON_TREE", help_heading = SECURITY)]
     python_tree: Option<PathBuf>,
     /// What is imported before it is asked for: core (nothing), data (pandas), plot (and matplotlib), all.
-    #[arg(long, env = "PRELOAD", default_value = "all")]
+    #[arg(long, env = "PRELOAD", help_heading = ORDINARY, default_value = "all")]
     preload: PreloadSetting,
     /// Calls that run at the same time; twice the number of cores when not set.
-    #[arg(long, env = "MAX_CONCURRENCY", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "MAX_CONCURRENCY", help_heading = ORDINARY, value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_concurrency: Option<u32>,
     /// Calls that may wait for a free place; further ones are answered `busy`.
-    #[arg(long, env = "MAX_QUEUE", default_value = "64")]
+    #[arg(long, env = "MAX_QUEUE", help_heading = ORDINARY, default_value = "64")]
     max_queue: usize,
     /// Warm processes kept ready for each stage of the stack.
-    #[arg(long, env = "SPARE_KERNELS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, env = "SPARE_KERNELS", help_heading = ORDINARY, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
     spare_kernels: u32,
     /// Seconds a call may take when it names no timeout; 30, or the longest timeout where that is less, when not set.
-    #[arg(long, env = "DEFAULT_TIMEOUT")]
+    #[arg(long, env = "DEFAULT_TIMEOUT", help_heading = ORDINARY)]
     default_timeout: Option<f64>,
     /// The longest timeout a call may ask for, in seconds.
-    #[arg(long, env = "MAX_TIMEOUT", default_value_t = MAX_TIMEOUT_SECONDS)]
+    #[arg(long, env = "MAX_TIMEOUT", help_heading = ORDINARY, default_value_t = MAX_TIMEOUT_SECONDS)]
     max_timeout: f64,
     /// Memory a call may use on top of the warm interpreter, in MB.
-    #[arg(long, env = "MAX_MEMORY_MB", default_value_t = DEFAULT_MEMORY_MB)]
+    #[arg(long, env = "MAX_MEMORY_MB", help_heading = ORDINARY, default_value_t = DEFAULT_MEMORY_MB)]
     max_memory_mb: u64,
     /// How much of each of stdout and stderr comes back, in bytes.
-    #[arg(long, env = "MAX_OUTPUT_BYTES", default_value_t = DEFAULT_OUTPUT_CAP_BYTES)]
+    #[arg(long, env = "MAX_OUTPUT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_CAP_BYTES)]
     max_output_bytes: usize,
     /// Output after which a run is ended, in bytes.
-    #[arg(long, env = "OUTPUT_LIMIT_BYTES", default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
+    #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
     output_limit_bytes: u64,
     /// Largest file a call may write, in MB.
-    #[arg(long, env = "MAX_FILE_MB", default_value = "256")]
+    #[arg(long, env = "MAX_FILE_MB", help_heading = ORDINARY, default_value = "256")]
     max_file_mb: u64,
     /// What all files of a call may take together, in MB.
-    #[arg(long, env = "MAX_DISK_MB", default_value_t = DEFAULT_DISK_MB)]
+    #[arg(long, env = "MAX_DISK_MB", help_heading = ORDINARY, default_value_t = DEFAULT_DISK_MB)]
     max_disk_mb: u64,
     /// Processes and threads a call may have at once.
-    #[arg(long, env = "MAX_PROCESSES", default_value = "64")]
+    #[arg(long, env = "MAX_PROCESSES", help_heading = ORDINARY, default_value = "64")]
     max_processes: u64,
     /// Let the code reach the network; DNS counts as network.
-    #[arg(long, env = "ALLOW_NETWORK", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "ALLOW_NETWORK", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_network: bool,
     /// Let the code start programs; they are under all other limits and end with the call.
-    #[arg(long, env = "ALLOW_SUBPROCESS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "ALLOW_SUBPROCESS", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_subprocess: bool,
     /// Let the code connect to local sockets where no mount namespace hides the machine's own: multiprocessing managers need it there.
-    #[arg(long, env = "ALLOW_UNIX_SOCKETS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "ALLOW_UNIX_SOCKETS", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_unix_sockets: bool,
     /// What the code may say: open, or restricted: guidance that refuses other imports, files and eval, and no wall.
-    #[arg(long, env = "POLICY", default_value = "open", value_parser = policy)]
+    #[arg(long, env = "POLICY", help_heading = SECURITY, default_value = "open", value_parser = policy)]
     policy: Policy,
     /// Modules that the restricted policy lets the code import.
-    #[arg(long, env = "AUTHORIZED_IMPORTS", value_delimiter = ',', default_value = DEFAULT_IMPORTS)]
+    #[arg(long, env = "AUTHORIZED_IMPORTS", help_heading = SECURITY, value_delimiter = ',', default_value = DEFAULT_IMPORTS)]
     authorized_imports: Vec<String>,
     /// Install what a call requires besides the preinstalled packages: wheels from a package index.
-    #[arg(long, env = "ALLOW_INSTALL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "ALLOW_INSTALL", help_heading = SECURITY, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_install: bool,
     #[command(flatten)]
     packages: PackageSettings,
     /// Layers that are left off, where they are in the way: namespaces, landlock, seccomp, cgroup.
-    #[arg(long = "disable-layer", env = "DISABLE_LAYERS", value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS))]
+    #[arg(long = "disable-layer", env = "DISABLE_LAYERS", help_heading = SECURITY, value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS))]
     disable_layers: Vec<String>,
     /// Layers without which the server does not start, as `code-interpreter doctor` names them.
-    #[arg(long = "require-layer", env = "REQUIRE_LAYERS", value_delimiter = ',')]
+    #[arg(long = "require-layer", env = "REQUIRE_LAYERS", help_heading = SECURITY, value_delimiter = ',')]
     require_layers: Vec<String>,
+    /// Start a server that is root also where calls can't have users of their own: the code is root then.
+    #[arg(long, env = "ALLOW_ROOT", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_root: bool,
 }
 
 /// Settings of package installs.
 #[derive(Args, Clone, Debug)]
 struct PackageSettings {
     /// Where installed packages are kept; below the user's cache folder when not set.
-    #[arg(long, env = "PACKAGE_DIR")]
+    #[arg(long, env = "PACKAGE_DIR", help_heading = SECURITY)]
     package_dir: Option<PathBuf>,
     /// The package index's address; may hold credentials, which are shown nowhere.
-    #[arg(long, env = "PACKAGE_INDEX", hide_env_values = true)]
+    #[arg(long, env = "PACKAGE_INDEX", help_heading = SECURITY, hide_env_values = true)]
     package_index: Option<String>,
-    /// The uv to install with; found under build/ or on the path when not set, and when empty or not found pip is used.
-    #[arg(long, env = "UV")]
+    /// The uv to install with; found beside the tree or on the path when not set, and when empty or not found pip is used.
+    #[arg(long, env = "UV", help_heading = SECURITY)]
     uv: Option<std::ffi::OsString>,
     /// Seconds that resolving and installing may take together.
-    #[arg(long, env = "INSTALL_TIMEOUT", default_value = "30")]
+    #[arg(long, env = "INSTALL_TIMEOUT", help_heading = ORDINARY, default_value = "30")]
     install_timeout: f64,
     /// Packages that are never installed.
-    #[arg(long, env = "BLOCKED_PACKAGES", value_delimiter = ',')]
+    #[arg(long, env = "BLOCKED_PACKAGES", help_heading = SECURITY, value_delimiter = ',')]
     blocked_packages: Vec<String>,
     /// The only packages that are installed, also when others need them; all are when not set.
-    #[arg(long, env = "ALLOWED_PACKAGES", value_delimiter = ',')]
+    #[arg(long, env = "ALLOWED_PACKAGES", help_heading = SECURITY, value_delimiter = ',')]
     allowed_packages: Vec<String>,
     /// Packages that are right although their name looks like a slip of a well-known one.
-    #[arg(long, env = "KNOWN_PACKAGES", value_delimiter = ',')]
+    #[arg(long, env = "KNOWN_PACKAGES", help_heading = SECURITY, value_delimiter = ',')]
     known_packages: Vec<String>,
     /// Days that a file must have been on the index before it is installed.
-    #[arg(long, env = "MIN_PACKAGE_AGE")]
+    #[arg(long, env = "MIN_PACKAGE_AGE", help_heading = SECURITY)]
     min_package_age: Option<f64>,
     /// A file of pins with hashes, as `pip --require-hashes` reads it: nothing else is installed.
-    #[arg(long, env = "PACKAGE_HASHES")]
+    #[arg(long, env = "PACKAGE_HASHES", help_heading = SECURITY)]
     package_hashes: Option<PathBuf>,
     /// What all installed packages may take on disk, in MB; those not used for longest go first.
-    #[arg(long, env = "PACKAGE_CACHE_MB", default_value = "2048")]
+    #[arg(long, env = "PACKAGE_CACHE_MB", help_heading = ORDINARY, default_value = "2048")]
     package_cache_mb: u64,
     /// What one install may take, in MB.
-    #[arg(long, env = "MAX_INSTALL_MB", default_value = "512")]
+    #[arg(long, env = "MAX_INSTALL_MB", help_heading = ORDINARY, default_value = "512")]
     max_install_mb: u64,
     /// How many packages one install may bring.
-    #[arg(long, env = "MAX_INSTALL_PACKAGES", default_value = "100")]
+    #[arg(long, env = "MAX_INSTALL_PACKAGES", help_heading = ORDINARY, default_value = "100")]
     max_install_packages: usize,
     /// A bucket in which installed packages are kept for other environments, under code-interpreter/packages.
-    #[arg(long, env = "S3_BUCKET")]
+    #[arg(long, env = "S3_BUCKET", help_heading = SECURITY)]
     s3_bucket: Option<String>,
 }
 
@@ -150,7 +173,7 @@ struct PackageSettings {
 #[derive(Args, Clone, Debug)]
 pub struct LambdaSettings {
     /// In the Lambda function: answer as a stream, as the integration's `responseTransferMode: STREAM` wants; off for a buffered one, where code can forge its own answer.
-    #[arg(long, env = "RESPONSE_STREAMING", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "RESPONSE_STREAMING", help_heading = SECURITY, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub response_streaming: bool,
 }
 
@@ -158,25 +181,25 @@ pub struct LambdaSettings {
 #[derive(Args, Clone, Debug)]
 pub struct HttpSettings {
     /// Address to listen on.
-    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    #[arg(long, env = "HOST", help_heading = SECURITY, default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen on; 0 takes a free one.
-    #[arg(long, env = "PORT", default_value = "8000")]
+    #[arg(long, env = "PORT", help_heading = ORDINARY, default_value = "8000")]
     pub port: u16,
     /// Host headers that are served, besides HOST itself; `*` serves all.
-    #[arg(long, env = "ALLOWED_HOSTS", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
+    #[arg(long, env = "ALLOWED_HOSTS", help_heading = SECURITY, value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
     allowed_hosts: Vec<String>,
     /// Browser origins that are served; requests without an Origin always are, `*` serves all.
-    #[arg(long, env = "ALLOWED_ORIGINS", value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
+    #[arg(long, env = "ALLOWED_ORIGINS", help_heading = SECURITY, value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
     allowed_origins: Vec<String>,
     /// Largest request body, in bytes.
-    #[arg(long, env = "MAX_BODY_BYTES", default_value = "12582912")]
+    #[arg(long, env = "MAX_BODY_BYTES", help_heading = ORDINARY, default_value = "12582912")]
     max_body_bytes: usize,
     /// Connections at once; above it those that have waited longest for their client are closed.
-    #[arg(long, env = "MAX_CONNECTIONS", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, env = "MAX_CONNECTIONS", help_heading = ORDINARY, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections: u32,
     /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.
-    #[arg(long, env = "IDLE_TIMEOUT", default_value = "75")]
+    #[arg(long, env = "IDLE_TIMEOUT", help_heading = ORDINARY, default_value = "75")]
     idle_timeout: f64,
 }
 
@@ -200,16 +223,40 @@ impl EngineSettings {
         wait: bool,
         door_layers: Vec<Layer>,
     ) -> Result<Arc<Interpreter>, String> {
-        let started = if wait || !self.require_layers.is_empty() {
-            Engine::start(config).await
-        } else {
-            Engine::start_in_background(config)
-        };
+        descriptors::provide(&config)?;
+        let wait = wait || !self.require_layers.is_empty();
+        let started = if wait { Engine::start(config).await } else { Engine::start_in_background(config) };
         let engine = started.map_err(|error| error.to_string())?;
         let interpreter = Interpreter::new(engine, self.packages()?, self.max_timeout()?, self.policy, door_layers);
         server::require(&interpreter.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
+        if wait {
+            self.refuse_root(&interpreter).await?;
+        }
         Ok(interpreter)
+    }
+
+    /// Waits until the interpreter is up, and so what holds is known. A door that did not wait for it ends with the error:
+    /// until then no code is run as root either.
+    ///
+    /// # Errors
+    /// When the code would be root and `ALLOW_ROOT` is off, with what to do about it.
+    pub async fn refuse_root(&self, interpreter: &Interpreter) -> Result<(), String> {
+        let engine = interpreter.engine();
+        engine.started().await;
+        let refused = engine.status().held.and_then(|held| held.get("user_per_call").copied()).unwrap_or(0);
+        if refused == 0 || !sandbox::is_root() {
+            return Ok(());
+        }
+        if self.allow_root {
+            tracing::warn!("ALLOW_ROOT is on: the code is root, and held by the other layers alone");
+            return Ok(());
+        }
+        let reason = std::io::Error::from_raw_os_error(refused);
+        let hint = hint("user_per_call", engine);
+        Err(format!(
+            "the server is root, and so would the code be: it can't have a user of its own here ({reason}). {hint}; ALLOW_ROOT=true runs it as root"
+        ))
     }
 
     /// What the engine is started with.
@@ -227,7 +274,7 @@ impl EngineSettings {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(EngineConfig {
-            tree: self.python_tree.clone().unwrap_or_else(PythonTree::default_root),
+            tree: self.python_tree.clone().map_or_else(PythonTree::find, Ok).map_err(|error| error.to_string())?,
             preload: match self.preload {
                 PreloadSetting::Core => Preload::Core,
                 PreloadSetting::Data => Preload::Data,
@@ -254,6 +301,7 @@ impl EngineSettings {
                 subprocess: self.allow_subprocess,
                 unix_sockets: self.allow_unix_sockets,
             },
+            allow_root: self.allow_root,
         })
     }
 
@@ -321,8 +369,9 @@ fn default_package_dir() -> PathBuf {
     if sandbox::is_root() {
         return PathBuf::from("/var/cache").join(NAME);
     }
-    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home) {
+    // A relative one would be below the folder one stands in.
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache"))) {
         Some(cache) => cache.join(NAME),
         None => std::env::temp_dir().join(format!("code-interpreter-packages-{}", sandbox::user_id())),
     }
@@ -352,28 +401,13 @@ struct AllSettings {
     _http: HttpSettings,
     #[command(flatten)]
     _lambda: LambdaSettings,
+    #[command(flatten)]
+    _log: LogSettings,
 }
 
-/// The reference of all settings as an `.env` file (`env`) or a table (`markdown`).
-pub fn reference(format: &str) -> Option<String> {
-    let command: Command = AllSettings::command();
-    let rows = command.get_arguments().filter_map(|argument| {
-        let default = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
-        let help = argument.get_help()?.to_string();
-        Some((argument.get_env()?.to_string_lossy().into_owned(), argument.get_long()?.to_owned(), default, help))
-    });
-    match format {
-        "env" => Some(rows.map(|(env, _, default, help)| format!("# {help}\n#{env}={default}\n")).collect::<Vec<_>>().join("\n")),
-        "markdown" => {
-            let rows = rows.map(|(env, flag, default, help)| format!("| `{env}` | `--{flag}` | {} | {help} |\n", code(&default)));
-            Some(format!("| variable | flag | default | meaning |\n| --- | --- | --- | --- |\n{}", rows.collect::<String>()))
-        }
-        _ => None,
-    }
-}
-
-fn code(text: &str) -> String {
-    if text.is_empty() { "–".to_owned() } else { format!("`{text}`") }
+/// Every setting, as an argument of its own.
+pub(crate) fn registry() -> Command {
+    AllSettings::command()
 }
 
 #[cfg(test)]
@@ -382,26 +416,19 @@ mod tests {
 
     use super::*;
 
-    fn repository_file(name: &str) -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
-        std::fs::read_to_string(format!("{path}{name}")).expect("the file is in the repository")
-    }
-
     #[test]
-    fn env_example_is_current() {
-        assert_eq!(repository_file(".env.example"), reference("env").expect("a format"), "run `make settings`");
-    }
-
-    #[test]
-    fn the_readme_table_is_current() {
-        assert!(repository_file("README.md").contains(&reference("markdown").expect("a format")), "run `make settings`");
+    fn each_setting_says_whether_it_decides_over_security() {
+        for argument in registry().get_arguments() {
+            let heading = argument.get_help_heading();
+            assert!(heading == Some(SECURITY) || heading == Some(ORDINARY), "{}: give it a help_heading", argument.get_id());
+        }
     }
 
     /// The template gives a function's timeout as `MAX_TIMEOUT`, and that may be 15 seconds.
     #[test]
     fn a_short_longest_timeout_is_the_default_one_too() {
         let config = |arguments: &[&str]| {
-            let arguments = [&["settings"], arguments].concat();
+            let arguments = [&["settings", "--python-tree", "/of/no/use"], arguments].concat();
             let matches = EngineSettings::augment_args(Command::new("settings")).try_get_matches_from(arguments);
             let settings = EngineSettings::from_arg_matches(&matches.expect("arguments")).expect("settings");
             settings.config().map(|config| config.limits.timeout.as_secs_f64())

@@ -1,0 +1,170 @@
+//! The engine's own directory, in which each kernel has its own.
+//!
+//! Rule: it is locked as long as its server lives, and bears the mark of a server's directory only while it is locked. A
+//! marked one that nobody locks was left by a server that was killed: the next start ends what still runs of it and removes
+//! it. The lock is on the directory itself, because systemd-tmpfiles leaves a locked directory alone however old it is.
+//!
+//! Code can't take the lock while the server has it, and no process inherits the server's. Where code is of the server's
+//! own user and nothing keeps it out of the directory, it can keep a dead one from being found, and nothing more.
+
+use std::collections::BTreeSet;
+use std::fs::{DirEntry, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::home::clear_shared_memory;
+use crate::users::is_kernel_user;
+
+const PREFIX: &str = "code-interpreter-";
+const MARK: &str = ".server";
+
+/// How many directories of this process there are.
+static ALIVE: Mutex<usize> = Mutex::new(0);
+static ONE_WENT: Condvar = Condvar::new();
+
+/// The directory; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// Calls after which something could not be ended or removed.
+    pub(crate) quarantined: AtomicUsize,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes it in the system's temporary folder. Kernels of other users can reach their own directories in it, and list
+    /// none.
+    pub(crate) fn make() -> io::Result<Self> {
+        let made = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+        std::fs::set_permissions(made.path(), Permissions::from_mode(0o711))?;
+        let lock = File::open(made.path())?;
+        match lock.try_lock() {
+            Ok(()) => drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(made.path().join(MARK))?),
+            Err(error) => tracing::warn!(%error, "the state directory can't be locked: killed, this server would leave it"),
+        }
+        let path = std::path::absolute(made.keep())?;
+        *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Ok(Self { path, quarantined: AtomicUsize::new(0), _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if let Err(error) = remove_marked(&self.path) {
+            tracing::warn!(directory = %self.path.display(), %error, "the state directory could not be removed");
+        }
+        *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ONE_WENT.notify_all();
+    }
+}
+
+/// Waits until every engine of this process has ended and its directory has gone; false when that takes longer.
+pub fn wait_for_engines(patience: Duration) -> bool {
+    let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (alive, _) = ONE_WENT.wait_timeout_while(alive, patience, |alive| *alive > 0).unwrap_or_else(PoisonError::into_inner);
+    *alive == 0
+}
+
+/// Removes what killed servers of our user have left beside `own`, on a thread of its own: no start waits for it.
+pub(crate) fn sweep_beside(own: &StateDir) -> io::Result<()> {
+    let own = own.path().to_owned();
+    std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
+        let entries = own.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
+            if let Some(_lock) = claim(&entry.path()) {
+                clear(&entry.path());
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// The lock of a directory that a dead server of our user has left; `None` for everything else.
+fn claim(path: &Path) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let ours = |stat: rustix::fs::Stat| (stat.st_uid == rustix::process::geteuid().as_raw()).then_some(stat.st_mode);
+    ours(rustix::fs::fstat(&directory).ok()?)?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let mark = rustix::fs::statat(&directory, MARK, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    rustix::fs::FileType::from_raw_mode(ours(mark)?).is_file().then(|| directory.into())
+}
+
+/// Ends what still runs of the server that had the directory, and removes it.
+fn clear(path: &Path) {
+    let users = kernel_users(path);
+    let ended = sandbox::end_leftovers(path, &users);
+    for user in users {
+        // Alive, it is a kernel of another server.
+        if !sandbox::is_user_alive(user) {
+            if let Err(error) = clear_shared_memory(user) {
+                tracing::warn!(user, %error, "shared memory that a killed server left could not be removed");
+            }
+        }
+    }
+    match remove_marked(path) {
+        Ok(()) => tracing::info!(directory = %path.display(), processes = ended, "removed what a killed server had left"),
+        Err(error) => tracing::warn!(directory = %path.display(), %error, "what a killed server left could not be removed"),
+    }
+}
+
+/// The users that the server's last kernels were: their directories belong to them.
+fn kernel_users(path: &Path) -> BTreeSet<u32> {
+    let owners = std::fs::read_dir(path).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok());
+    owners.map(|metadata| metadata.uid()).filter(|user| sandbox::is_root() && is_kernel_user(*user)).collect()
+}
+
+/// The mark goes last, and only when all else has gone: what is interrupted is found again.
+fn remove_marked(path: &Path) -> io::Result<()> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.file_name() != MARK);
+    let remove = |entry: DirEntry| match entry.metadata()?.uid() {
+        user if sandbox::is_root() && is_kernel_user(user) => sandbox::remove_as(&entry.path(), user),
+        _ => sandbox::remove(&entry.path()),
+    };
+    let failed = entries.filter_map(|entry| remove(entry).err()).last();
+    failed.map_or_else(|| sandbox::remove(path), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_marked_directory_that_nobody_locks_is_claimed() {
+        let state = StateDir::make().expect("made");
+        assert!(claim(state.path()).is_none(), "its server lives");
+        let folder = tempfile::tempdir().expect("made");
+        assert!(claim(folder.path()).is_none(), "it has no mark");
+        std::os::unix::fs::symlink(state.path().join(MARK), folder.path().join(MARK)).expect("made");
+        assert!(claim(folder.path()).is_none(), "its mark is a link");
+        std::fs::remove_file(folder.path().join(MARK)).expect("removed");
+        std::fs::write(folder.path().join(MARK), "").expect("made");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).expect("made");
+        assert!(claim(&link).is_none(), "it is a link");
+        let claimed = claim(folder.path()).expect("its server is dead");
+        assert!(claim(folder.path()).is_none(), "somebody is at it");
+        drop(claimed);
+    }
+
+    #[test]
+    fn an_engine_that_has_ended_has_left_nothing() {
+        let state = StateDir::make().expect("made");
+        let path = state.path().to_owned();
+        std::fs::create_dir_all(path.join("k1/closed")).expect("made");
+        std::fs::set_permissions(path.join("k1/closed"), Permissions::from_mode(0o000)).expect("closed");
+        assert!(!wait_for_engines(Duration::from_millis(1)));
+        drop(state);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,70 @@
+//! The signals that end a program.
+//!
+//! Rule: they are heard, so that the engine ends first: no process and no directory is left. What whoever started the
+//! program has ignored stays ignored, and a second one while it ends ends it at once.
+
+use std::io;
+use std::process::ExitCode;
+use std::task::Poll;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT.
+#[derive(Debug)]
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// From here on they are heard instead of ending the process. To be called inside of a runtime.
+    ///
+    /// # Errors
+    /// When the system has no place for them.
+    pub fn listen() -> io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+        let heard = kinds.into_iter().filter(|kind| !sandbox::is_ignored(kind.as_raw_value()));
+        heard.map(|kind| Ok((kind.as_raw_value(), signal(kind)?))).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The number of the first that comes. The next ends the process.
+    pub async fn first(mut self) -> i32 {
+        let first = std::future::poll_fn(|context| {
+            let come = |(number, signal): &mut (i32, Signal)| signal.poll_recv(context).is_ready().then_some(*number);
+            self.0.iter_mut().find_map(come).map_or(Poll::Pending, Poll::Ready)
+        });
+        let first = first.await;
+        sandbox::restore(&self.0.iter().map(|(number, _)| *number).collect::<Vec<_>>());
+        first
+    }
+}
+
+/// Ends this process as the signal would have, so that a shell and a service manager see what ended it. Gives the status
+/// that says the same where no signal can end it: as the first process of a container.
+pub fn die_of(signal: i32) -> ExitCode {
+    sandbox::die_of(signal);
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which signals this process has handlers for, as bits.
+    fn heard() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("a process has one");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("Linux gives it");
+        u64::from_str_radix(mask.trim(), 16).expect("a number")
+    }
+
+    #[test]
+    fn after_the_first_signal_the_next_ends_the_process() {
+        let all = [1, 2, 3, 15].into_iter().fold(0, |bits, number: u64| bits | 1 << (number - 1));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let first = runtime.block_on(async {
+            let signals = Signals::listen().expect("heard");
+            assert_eq!(heard() & all, all);
+            let kill = format!("kill -HUP {}", std::process::id());
+            std::process::Command::new("sh").args(["-c", &kill]).status().expect("sh runs");
+            signals.first().await
+        });
+        assert_eq!((first, heard() & all), (1, 0));
+    }
+}

@@ -67,6 +67,20 @@ pub(crate) fn program_in(home: Home) -> Command {
     command
 }
 
+/// The program behind a shell that sets the soft limit on its descriptors, and the hard one when there is one.
+pub(crate) fn program_with_descriptors(home: Home, soft: &str, hard: Option<&str>) -> Command {
+    let usual = program_in(home);
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -Sn $0 && { [ -z $1 ] || ulimit -Hn $1; } && shift && exec \"$@\"", soft, hard.unwrap_or("")]);
+    command.arg(usual.get_program()).args(usual.get_args());
+    let environment = usual.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    command.env_clear().envs(environment).current_dir("/");
+    if home != Home::Caller {
+        command.uid(homes::USER).gid(homes::USER);
+    }
+    command
+}
+
 /// A running server; stopped when dropped.
 pub(crate) struct Server {
     child: Child,
@@ -110,7 +124,17 @@ impl Server {
                 .args(limited.get_args());
             command.env_clear().envs(limited.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
         }
-        command.arg("serve").env("PORT", "0").envs(settings.iter().copied());
+        command.envs(settings.iter().copied());
+        Self::logged(command)
+    }
+
+    /// Of a command that lacks nothing but its arguments.
+    pub(crate) fn of(command: Command) -> Self {
+        Self::logged(command).0
+    }
+
+    fn logged(mut command: Command) -> (Self, Arc<Mutex<Vec<String>>>) {
+        command.arg("serve").env("PORT", "0");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines
@@ -129,6 +153,12 @@ impl Server {
             });
         });
         (Self { child, address }, log)
+    }
+
+    /// As when the machine runs out of memory: nothing can be cleaned up.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub(crate) fn pid(&self) -> i32 {

@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::client::program;
+use crate::client::{Home, program, program_in, program_with_descriptors};
 
 fn run(arguments: &[&str]) -> Output {
     program().arg("run").args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -74,12 +74,12 @@ fn figures_are_saved_where_asked() {
 }
 
 #[test]
-fn settings_come_from_flags_then_environment_then_a_dotenv_file() {
+fn settings_come_from_flags_then_environment_then_a_named_file() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(".env"), "DEFAULT_TIMEOUT=0.25\n").unwrap();
+    std::fs::write(folder.path().join("settings"), "DEFAULT_TIMEOUT=0.25\nALLOW_SUBPROCESS=true\nMAX_MEMROY_MB=64\n").unwrap();
     let limit = |configure: &dyn Fn(&mut std::process::Command)| {
         let mut command = program();
-        command.current_dir(folder.path()).args(["run", "--code", "while True: pass", "--json"]);
+        command.current_dir(folder.path()).args(["run", "--code", "while True: pass", "--json", "--env-file", "settings"]);
         configure(&mut command);
         let result: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
         result["error"]["message"].as_str().unwrap().to_owned()
@@ -97,6 +97,165 @@ fn settings_come_from_flags_then_environment_then_a_dotenv_file() {
         })
         .contains("0.75 s")
     );
+    let mut command = program();
+    command.current_dir(folder.path()).args(["--env-file", "settings", "run", "--code", "import os; os.system('echo ran')"]);
+    let output = command.output().unwrap();
+    assert_eq!(text(&output.stdout), "ran\n0\n", "a file that is named sets everything");
+    assert!(text(&output.stderr).contains("settings: not settings, and left out: MAX_MEMROY_MB (MAX_MEMORY_MB?)"));
+}
+
+/// C18: a cloned repository's `.env` turned off the walls and let programs run, from two folders up too.
+#[test]
+fn the_env_file_of_the_folder_one_stands_in_or_above_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("project/deep");
+    std::fs::create_dir_all(&deep).unwrap();
+    for place in [folder.path(), &deep] {
+        let lines = "ALLOW_SUBPROCESS=true\nDISABLE_LAYERS=namespaces,landlock,seccomp\nPOLICY=nonsense\nPYTHON_TREE=/nowhere\n";
+        std::fs::write(place.join(".env"), lines).unwrap();
+    }
+    for directory in [deep, folder.path().join("project")] {
+        let mut command = program();
+        command.current_dir(&directory).args([
+            "run",
+            "--code",
+            "import os\ntry: os.system('id')\nexcept PermissionError: print('refused')",
+        ]);
+        let output = command.output().unwrap();
+        assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("refused\n", ""));
+        let stdio = program().current_dir(&directory).arg("stdio").env("PRELOAD", "core").stdin(Stdio::null()).output().unwrap();
+        assert!(!text(&stdio.stderr).contains("nonsense"), "{}", text(&stdio.stderr));
+        let doctor = program().current_dir(&directory).args(["doctor", "--preload", "core"]).output().unwrap();
+        assert!(text(&doctor.stdout).contains("no_subprocess: "), "{}", text(&doctor.stderr));
+        assert!(!text(&doctor.stdout).contains("ALLOW_SUBPROCESS is on"), "{}", text(&doctor.stdout));
+    }
+}
+
+#[test]
+fn a_bad_env_file_is_named_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad");
+    for (contents, told) in [
+        (&b"PORT=1\nX=\xe9\n"[..], "bad: line 2: it must be UTF-8"),
+        (b"PORT=1\nno assignment\n", "bad: line 2: it must be NAME=value"),
+        (b"POLICY=always\n", "bad: POLICY: invalid value 'always'"),
+    ] {
+        std::fs::write(&path, contents).unwrap();
+        let output = program().args(["run", "--code", "1", "--env-file"]).arg(&path).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(told), "{}", text(&output.stderr));
+    }
+    let output = program().args(["run", "--code", "1", "--env-file", "/nowhere/x"]).output().unwrap();
+    assert!(text(&output.stderr).contains("/nowhere/x: there is no such file"));
+}
+
+/// C18: `build/tree/python/bin/python3` of the folder one stood in was run as the zygote, outside of every layer.
+#[test]
+fn no_tree_is_taken_from_the_folder_one_stands_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let (evil, ran) = (folder.path().join("evil"), folder.path().join("ran"));
+    let python = evil.join("build/tree/python/bin/python3");
+    hostile_program(&python, &ran);
+    // Away from the checkout, in whose build folder it would find a good one first.
+    let installed = folder.path().join("code-interpreter");
+    std::fs::copy(program().get_program(), &installed).unwrap();
+    let mut command = std::process::Command::new(&installed);
+    command.env_clear().current_dir(&evil).args(["run", "--code", "1"]);
+    let output = command.output().unwrap();
+    if !std::path::Path::new("/opt/code-interpreter").exists() {
+        assert_eq!(output.status.code(), Some(2));
+        let beside = folder.path().join("tree");
+        let told = format!("no Python tree at {}, ", beside.display());
+        assert!(text(&output.stderr).contains(&told), "{}", text(&output.stderr));
+    }
+    assert!(!ran.exists());
+}
+
+/// An empty or relative entry of PATH is the folder one stands in.
+#[test]
+fn no_uv_is_taken_from_the_folder_one_stands_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let (evil, ran) = (folder.path().join("evil"), folder.path().join("ran"));
+    hostile_program(&evil.join("uv"), &ran);
+    let tree = program().get_envs().find(|(name, _)| *name == "PYTHON_TREE").unwrap().1.unwrap().to_owned();
+    // Another way to the tree, beside which there is no uv.
+    std::os::unix::fs::symlink(tree, folder.path().join("tree")).unwrap();
+    std::os::unix::fs::symlink("/", evil.join("bin")).unwrap();
+    let mut command = program();
+    command.env("PYTHON_TREE", folder.path().join("tree")).env("PATH", ":.:../evil").current_dir(&evil);
+    command
+        .env("PACKAGE_DIR", folder.path().join("packages"))
+        .env("PACKAGE_INDEX", "http://127.0.0.1:1/simple")
+        .env("ALLOW_ROOT", "true");
+    let output = command.args(["run", "--code", "1", "--requirement", "humanize"]).output().unwrap();
+    assert!(text(&output.stderr).contains("package_error"), "{}", text(&output.stderr));
+    assert!(!ran.exists());
+}
+
+/// A program that makes a file when it is run.
+fn hostile_program(path: &std::path::Path, mark: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, format!("#!/bin/sh\n: > {}\n", mark.display())).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// `LOG=verbose` was silence: the word was taken for the name of a part.
+#[test]
+fn an_unknown_log_value_is_told_and_is_not_silence() {
+    let output = program().args(["run", "--code", "1", "--disable-layer", "seccomp"]).env("LOG", "verbose").output().unwrap();
+    let told = text(&output.stderr);
+    assert!(told.contains("LOG: \"verbose\" is no level; it must be one of off, error, warn, info, debug, trace"), "{told}");
+    assert!(told.contains("DISABLE_LAYERS leaves off seccomp"), "{told}");
+}
+
+/// Newcomer 19: 5 error lines a second for 30 seconds, and none of them named the limit.
+#[test]
+fn a_limit_on_descriptors_that_is_too_low_is_refused_in_words() {
+    let output = program_with_descriptors(Home::Caller, "64", Some("64")).args(["run", "--code", "1"]).output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("(`ulimit -n`) is 64, and 1024 are needed for MAX_CONCURRENCY="), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let output = program_with_descriptors(Home::Caller, "1024", Some("2048"))
+        .args(["run", "--code", "1", "--max-concurrency", "1024"])
+        .output()
+        .unwrap();
+    assert!(text(&output.stderr).contains("is 2048, and "), "{}", text(&output.stderr));
+    let output =
+        program_with_descriptors(Home::Caller, "1024", Some("1024")).args(["run", "--code", "print(2+3)"]).output().unwrap();
+    assert_eq!(text(&output.stdout), "5\n", "the usual one is enough");
+}
+
+/// Newcomer 18: it went on until its timeout, and printing into a closed pipe was a panic.
+#[test]
+fn a_reader_that_goes_away_ends_the_command() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::os::unix::process::ExitStatusExt;
+    let code = "import itertools\nfor n in itertools.count(): print(n, flush=True)";
+    for arguments in [&["run", "--timeout", "100", "--code", code][..], &["doctor", "--preload", "core"], &["settings", "env"]] {
+        let mut command = program();
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        if arguments[0] == "run" {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            assert_eq!(line, "0\n");
+        }
+        drop(stdout);
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        let status = child.wait().unwrap();
+        // What is short may have gone into the pipe before it was closed.
+        let by_signal = status.signal() == Some(13) || arguments[0] == "settings" && status.success();
+        assert!(by_signal, "{arguments:?}: {status:?} {told}");
+        assert_eq!(told, "", "{arguments:?}");
+    }
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = program().args(["run", "--code", "print(1)"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("standard output: "), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -105,4 +264,17 @@ fn doctor_reports_a_working_interpreter_and_its_layers() {
     let report = text(&output.stdout);
     assert!(output.status.success(), "{report}");
     assert!(report.contains("run       works") && report.contains("active    scrubbed_environment"), "{report}");
+}
+
+#[test]
+fn doctor_says_of_each_refused_layer_how_to_have_it() {
+    // As an ordinary user on a kernel that refuses nearly all. Needs root to become one.
+    let output = program_in(Home::Lambda).args(["doctor", "--preload", "core"]).output().unwrap();
+    let report = text(&output.stdout);
+    let lines = report.lines().collect::<Vec<_>>();
+    let refused = (0..lines.len()).filter(|at| lines[*at].starts_with("REFUSED")).collect::<Vec<_>>();
+    assert!(refused.len() > 5, "{report}");
+    for at in refused {
+        assert!(lines[at + 1].starts_with("          "), "{}: {report}", lines[at]);
+    }
 }

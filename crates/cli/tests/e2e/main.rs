@@ -8,6 +8,7 @@ mod hostile;
 mod http;
 mod index;
 mod isolation;
+mod lifecycle;
 mod packages;
 mod policy;
 mod semantics;

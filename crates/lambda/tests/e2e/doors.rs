@@ -107,6 +107,12 @@ fn the_tenant_comes_from_the_context_and_not_from_a_header() {
 }
 
 #[test]
+fn an_unknown_log_value_is_told_and_is_not_silence() {
+    let function = Function::with(&[("LOG", "verbose")], &[]);
+    function.wait_for_log(&["LOG: ", "verbose", "is no level"]);
+}
+
+#[test]
 fn a_setting_that_can_not_be_used_is_named_in_the_log() {
     let function = Function::with(&[("MAX_MEMORY_MB", "lots")], &[]);
     assert_ne!(function.post("/lambda/mcp/", &[], &call("get_environment_info", &json!({}))).0, 200);

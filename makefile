@@ -19,10 +19,10 @@ AWS_TOOLS := build/aws
 help: ## Show this list
 	@grep -E '^[a-z0-9.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
-run: tree ## Build everything and serve http://127.0.0.1:8000/lambda/mcp/ (HOST, PORT)
+run: tree ## Build everything and serve http://127.0.0.1:8000/lambda/mcp/ (HOST, PORT, .env)
 	@echo "building the server (the first time takes minutes)"
 	cargo build --release -p cli
-	@exec target/release/code-interpreter serve
+	@exec target/release/code-interpreter serve $(if $(wildcard .env),--env-file .env)
 
 tree: $(UV) ## Build the Python tree under build/
 	@echo "preparing the Python tree"

@@ -16,6 +16,8 @@ pub enum Reason {
     LikelyTyposquat,
     /// The index has no such package, or no such version.
     NotFound,
+    /// A package asks for another by an address, a file or a repository.
+    DirectReference,
     /// There are only sources, or wheels for other machines.
     NoWheel,
     /// The requirements contradict one another.
@@ -47,6 +49,7 @@ impl Reason {
             Self::NotAllowed => "not_allowed",
             Self::LikelyTyposquat => "likely_typosquat",
             Self::NotFound => "not_found",
+            Self::DirectReference => "direct_reference",
             Self::NoWheel => "no_wheel",
             Self::NoSolution => "no_solution",
             Self::HashMismatch => "hash_mismatch",
@@ -83,7 +86,7 @@ mod tests {
 
     #[test]
     fn reasons_read_the_same_in_rust_and_on_the_wire() {
-        for reason in [Reason::InvalidRequirement, Reason::LikelyTyposquat, Reason::HashMissing, Reason::InstallsOff] {
+        for reason in [Reason::InvalidRequirement, Reason::LikelyTyposquat, Reason::HashMissing, Reason::DirectReference] {
             assert_eq!(serde_json::to_value(reason).expect("a word"), reason.as_str());
         }
     }

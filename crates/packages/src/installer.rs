@@ -8,17 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
-
 use crate::error::{PackageError, Reason};
 use crate::installed::Package;
+use crate::pin::{Pin, pins, reported};
 use crate::process::{Bounds, Said, Starter};
 use crate::requirement::Wanted;
 
-/// Puts pip on the path from its archive, and the folder of the stack when there is one, and runs it.
-/// All it says is heard on one channel: its report is a file.
-const RUN_PIP: &str = "import os, runpy, sys\nos.dup2(2, 1)\nsys.path.insert(0, sys.argv[1])\nif sys.argv[2]: sys.path.append(sys.argv[2])\n\
-    sys.argv[:] = ['pip'] + sys.argv[3:]\nrunpy.run_module('pip', run_name='__main__', alter_sys=True)";
+/// Runs pip and the compiler.
+const BOOTSTRAP: &str = include_str!("bootstrap.py");
 /// What of the server's environment an installer needs to reach an index.
 const PASSED_ON: [&str; 8] =
     ["SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"];
@@ -29,22 +26,6 @@ pub(crate) enum Tool {
     Uv(PathBuf),
     /// pip as an archive, which the tree's Python runs.
     Pip(PathBuf),
-}
-
-/// A package in the version and with the hashes it was resolved to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Pin {
-    pub(crate) name: String,
-    pub(crate) version: String,
-    /// `sha256:…`
-    pub(crate) hashes: Vec<String>,
-}
-
-impl Pin {
-    /// `name==version`
-    pub(crate) fn line(&self) -> String {
-        format!("{}=={}", self.name, self.version)
-    }
 }
 
 /// What the tool is run with.
@@ -59,6 +40,8 @@ pub(crate) struct Installer {
     pub(crate) download_cache: Option<PathBuf>,
     /// Packages must have been on the index for so long.
     pub(crate) min_age: Option<Duration>,
+    /// A filter program in hexadecimal: with it in force no program starts. Empty where there is none.
+    pub(crate) no_programs: String,
 }
 
 impl Installer {
@@ -80,7 +63,7 @@ impl Installer {
         let (mut command, report) = (self.command(work, stack.is_some()), work.join("report.json"));
         match &self.tool {
             Tool::Uv(_) => {
-                command.args(["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]);
+                command.args(["pip", "compile", "--quiet", "--no-header", "--annotation-style", "line", "--generate-hashes"]);
                 command.args(["--only-binary", ":all:", "--python"]).arg(&self.python);
                 if let Some(time) = self.newest() {
                     command.args(["--exclude-newer", &time]);
@@ -103,7 +86,7 @@ impl Installer {
             return Err(self.refusal(&said));
         }
         match &self.tool {
-            Tool::Uv(_) => Ok(pins(&said.stdout)),
+            Tool::Uv(_) => pins(&said.stdout),
             Tool::Pip(_) => reported(&std::fs::read(&report).unwrap_or_default()),
         }
     }
@@ -148,7 +131,8 @@ impl Installer {
     pub(crate) async fn compile(&self, folder: &Path, bounds: &Bounds) -> Result<(), PackageError> {
         let mut command = Command::new(&self.python);
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
-        command.args(["-I", "-S", "-m", "compileall", "-q", "-q", "--invalidation-mode", "unchecked-hash"]).arg(folder);
+        command.args(["-I", "-S", "-c", BOOTSTRAP, &self.no_programs, "", ""]);
+        command.args(["-q", "-q", "--invalidation-mode", "unchecked-hash"]).arg(folder);
         // Some packages carry templates that are no valid Python: then it exits with 1.
         self.starter.run(command, bounds, true, &mut |_| {}).await.map(drop)
     }
@@ -160,7 +144,7 @@ impl Installer {
             Tool::Uv(program) => Command::new(program),
             Tool::Pip(archive) => {
                 let mut command = Command::new(&self.python);
-                command.args(["-I", "-S", "-B", "-c", RUN_PIP]).arg(archive);
+                command.args(["-I", "-S", "-B", "-c", BOOTSTRAP, &self.no_programs]).arg(archive);
                 command.arg(if sees_stack { self.site.as_os_str() } else { "".as_ref() });
                 command
             }
@@ -217,6 +201,10 @@ impl Installer {
         tracing::debug!(stderr = %self.redacted(&text), "an installer failed");
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let reason = match () {
+            // " @ " stands in a requirement before an address and nowhere else.
+            () if has(&["direct reference: ", "included as a URL dependency"]) || has(&[" @ "]) && has(&["://"]) => {
+                Reason::DirectReference
+            }
             () if has(&["Hash mismatch", "DO NOT MATCH THE HASHES", "hash mismatch"]) => Reason::HashMismatch,
             () if has(&[
                 "no wheels",
@@ -261,6 +249,7 @@ impl Installer {
             () => Reason::Failed,
         };
         let what = match reason {
+            Reason::DirectReference => "a package needs another from an address; only names on the package index are taken",
             Reason::HashMismatch => "a file is not the one its hash promises, and was not installed",
             Reason::NoWheel => "there is no wheel of it for this Python and machine, and sources are never built here",
             Reason::IndexUnreachable => "the package index did not answer, or broke off",
@@ -333,42 +322,6 @@ fn without_addresses(text: &str) -> String {
     out
 }
 
-/// Reads a lock: `name==version \` and lines of `--hash=sha256:…`.
-pub(crate) fn pins(lock: &str) -> Vec<Pin> {
-    let mut pins: Vec<Pin> = Vec::new();
-    for word in lock.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace) {
-        if let Some(hash) = word.strip_prefix("--hash=") {
-            if let Some(pin) = pins.last_mut() {
-                pin.hashes.push(hash.to_owned());
-            }
-        } else if let Some((name, version)) = word.split_once("==") {
-            let name = crate::installed::normal_form(name.split('[').next().unwrap_or_default());
-            pins.push(Pin { name, version: version.trim_end_matches(';').to_owned(), hashes: Vec::new() });
-        }
-    }
-    pins
-}
-
-/// Reads pip's report: <https://pip.pypa.io/en/stable/reference/installation-report/>.
-fn reported(report: &[u8]) -> Result<Vec<Pin>, PackageError> {
-    let report: Value = serde_json::from_slice(report)
-        .map_err(|error| PackageError::new(Reason::Failed, format!("pip's report can't be read: {error}")))?;
-    let pin = |item: &Value| {
-        let hash = item["download_info"]["archive_info"]["hashes"]["sha256"].as_str()?;
-        Some(Pin {
-            name: crate::installed::normal_form(item["metadata"]["name"].as_str()?),
-            version: item["metadata"]["version"].as_str()?.to_owned(),
-            hashes: vec![format!("sha256:{hash}")],
-        })
-    };
-    report["install"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|item| pin(item).ok_or_else(|| PackageError::new(Reason::HashMissing, "the index gives no hash for a file")))
-        .collect()
-}
-
 fn write(path: &Path, lines: impl Iterator<Item = String>) -> Result<(), PackageError> {
     let text = lines.map(|line| line + "\n").collect::<String>();
     std::fs::write(path, text).map_err(|error| PackageError::new(Reason::Failed, format!("{}: {error}", path.display())))
@@ -390,15 +343,55 @@ fn rfc3339(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_lock_is_read_with_its_hashes() {
-        let lock = "humanize==4.17.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n# via x\nRich[jupyter]==13.1\n";
-        let pin = |name: &str, version: &str, hashes: &[&str]| Pin {
-            name: name.into(),
-            version: version.into(),
-            hashes: hashes.iter().map(|hash| (*hash).to_owned()).collect(),
+    /// Also one that has come under somebody else's rule.
+    #[tokio::test]
+    async fn pip_starts_no_program() {
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/tree");
+        let python = tree.join("python/bin/python3").canonicalize().expect("the tree is built");
+        let work = tempfile::tempdir().expect("a folder");
+        let archive = work.path().join("archive");
+        for (file, text) in [
+            ("__init__.py", ""),
+            ("_internal/exceptions.py", "class InstallationError(Exception): pass"),
+            (
+                "_internal/resolution/resolvelib/factory.py",
+                "class Factory:\n    _make_requirements_from_install_req = _make_base_candidate_from_link = None",
+            ),
+            (
+                "__main__.py",
+                "import ctypes, os, subprocess, sys\n\
+                 def by_python(start):\n    try:\n        start()\n        print('started')\n    except PermissionError:\n        print('refused')\n\
+                 by_python(lambda: subprocess.run([sys.executable, '-V']))\n\
+                 by_python(lambda: os.system('true'))\n\
+                 by_python(lambda: os.execv(sys.executable, [sys.executable, '-V']))\n\
+                 libc = ctypes.CDLL(None, use_errno=True)\n\
+                 program = sys.executable.encode()\n\
+                 libc.execv(program, (ctypes.c_char_p * 3)(program, b'-V', None))\n\
+                 print('errno', ctypes.get_errno(), flush=True)\n\
+                 sys.exit(1)",
+            ),
+        ] {
+            let path = archive.join("pip").join(file);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            std::fs::write(path, text).expect("written");
+        }
+        let cage = sandbox::InstallerCage::new(vec![tree.canonicalize().expect("a tree"), "/proc".into()], vec![python.clone()]);
+        let installer = Installer {
+            tool: Tool::Pip(archive),
+            no_programs: cage.no_programs(),
+            starter: Starter { reaper: std::sync::Arc::new(sandbox::Reaper::new(false)), cage },
+            python,
+            site: PathBuf::new(),
+            index: None,
+            download_cache: None,
+            min_age: None,
         };
-        assert_eq!(pins(lock), [pin("humanize", "4.17.0", &["sha256:aa", "sha256:bb"]), pin("rich", "13.1", &[])]);
+        let folders = vec![work.path().to_owned()];
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let bounds = Bounds { deadline, bytes: 1 << 30, watched: folders.clone(), writable: folders };
+        let command = installer.command(work.path(), false);
+        let said = installer.starter.run(command, &bounds, false, &mut |_| {}).await.expect("it runs");
+        assert_eq!(said.stderr, "refused\nrefused\nrefused\nerrno 1\n");
     }
 
     #[test]

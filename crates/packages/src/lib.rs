@@ -10,6 +10,7 @@ mod error;
 mod installed;
 mod installer;
 mod names;
+mod pin;
 mod prepare;
 mod process;
 mod requirement;

@@ -16,8 +16,9 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use crate::cache::{Answer, Cache, Lease};
 use crate::error::{PackageError, Reason};
 use crate::installed::{Package, installed};
-use crate::installer::{Installer, Pin, pins};
+use crate::installer::Installer;
 use crate::names;
+use crate::pin::{Pin, pins};
 use crate::process::Bounds;
 use crate::requirement::{Against, Parsed, Wanted, parse};
 use crate::shared::SharedSets;
@@ -222,7 +223,7 @@ impl Packages {
                 deadline: Instant::now() + COMPILE_PATIENCE,
                 bytes: this.config.install_bytes,
                 watched: vec![lease.directory.clone()],
-                writable: lease.directory.clone(),
+                writable: vec![lease.directory.clone()],
             };
             match workshop.installer.compile(&lease.directory, &bounds).await {
                 Ok(()) => workshop.cache.has_bytecode(&set),
@@ -288,9 +289,12 @@ impl Packages {
         let Workshop { cache, installer } = workshop;
         let failed = |what: &str, error: std::io::Error| PackageError::new(Reason::Failed, format!("{what}: {error}"));
         let work = cache.work().map_err(|error| failed("making a folder to install in", error))?;
-        let mut watched = vec![work.0.clone()];
-        watched.extend(installer.download_cache.clone());
-        let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched, writable: cache.work_root() };
+        let mut folders = vec![work.0.clone()];
+        if let Some(downloads) = &installer.download_cache {
+            std::fs::create_dir_all(downloads).map_err(|error| failed("making a folder for downloads", error))?;
+            folders.push(downloads.clone());
+        }
+        let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched: folders.clone(), writable: folders };
         say("resolving");
         let listed = self.listed()?;
         let (pins, separate) = self.resolve(installer, &work.0, wanted, listed.as_ref(), &bounds).await?;
@@ -385,7 +389,7 @@ impl Packages {
         let Some(path) = &self.config.hashes else { return Ok(None) };
         let text = std::fs::read_to_string(path)
             .map_err(|error| PackageError::new(Reason::Failed, format!("PACKAGE_HASHES can't be read: {}", error.kind())))?;
-        Ok(Some(pins(&text).into_iter().map(|pin| (pin.name.clone(), pin)).collect()))
+        Ok(Some(pins(&text)?.into_iter().map(|pin| (pin.name.clone(), pin)).collect()))
     }
 
     /// One caller at a time; the others find what it has made.

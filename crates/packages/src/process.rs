@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox::{InstallerLimits, Landlock, Reaper};
+use sandbox::{InstallerCage, InstallerLimits, Reaper};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 use crate::error::{PackageError, Reason};
@@ -24,15 +24,14 @@ pub(crate) struct Bounds {
     /// What the watched folders may grow by.
     pub(crate) bytes: u64,
     pub(crate) watched: Vec<PathBuf>,
-    /// The only folder that may be written to, where there is Landlock.
-    pub(crate) writable: PathBuf,
+    /// The only folders that may be written to, where there is Landlock.
+    pub(crate) writable: Vec<PathBuf>,
 }
 
 /// How installers are started.
 pub(crate) struct Starter {
     pub(crate) reaper: Arc<Reaper>,
-    /// None where the kernel has none.
-    pub(crate) landlock: Option<Landlock>,
+    pub(crate) cage: InstallerCage,
 }
 
 /// What an installer said before it ended.
@@ -82,8 +81,7 @@ impl Starter {
             cpu_seconds: bounds.deadline.saturating_duration_since(Instant::now()).as_secs().saturating_mul(2) + 2,
             background,
         };
-        let ruleset = self.landlock.as_ref().map(|landlock| landlock.ruleset(&bounds.writable, false)).transpose();
-        sandbox::confine_installer(&mut command, limits, ruleset.map_err(|error| failed("making a Landlock rule set", error))?);
+        self.cage.confine(&mut command, limits, &bounds.writable).map_err(|error| failed("confining the installer", error))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);

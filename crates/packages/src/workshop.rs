@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sandbox::{Allowed, Landlock, Reaper};
+use sandbox::{InstallerCage, Reaper};
 
 use crate::cache::Cache;
 use crate::error::{PackageError, Reason};
@@ -37,15 +37,18 @@ pub(crate) fn open(
     let mut readable = vec![target.root.clone(), target.python.clone()];
     readable.extend(std::fs::canonicalize(&target.root));
     readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
+    let mut executable = vec![std::fs::canonicalize(&target.python).unwrap_or_else(|_| target.python.clone())];
     if let Tool::Uv(program) = &tool {
-        readable.extend(std::fs::canonicalize(program));
+        executable.push(std::fs::canonicalize(program).unwrap_or_else(|_| program.clone()));
     }
     // Processors, name servers, and what pip says of the system to the index.
     readable.extend(
         ["/proc", "/run/systemd/resolve", "/etc/debian_version", "/etc/os-release", "/etc/lsb-release"].map(PathBuf::from),
     );
+    let cage = InstallerCage::new(readable, executable);
     let installer = Installer {
-        starter: Starter { reaper, landlock: Landlock::new(Allowed { network: true, subprocess: true, unix_sockets: true }, &readable).ok() },
+        no_programs: cage.no_programs(),
+        starter: Starter { reaper, cage },
         tool,
         python: target.python.clone(),
         site: target.site.clone(),

@@ -16,11 +16,11 @@ use landlock::{
 use crate::seccomp::Allowed;
 
 /// The newest interface asked for; older kernels give what they have.
-const NEWEST: ABI = ABI::V6;
+pub(crate) const NEWEST: ABI = ABI::V6;
 
 /// Read by every program: libraries, fonts, time zones, certificates, names of users and hosts, facts about the machine.
 /// Nothing in here is secret on a well-kept machine: no home, no `/root`, no `/run`, no `/var`, no rest of `/etc`.
-const SYSTEM: &[&str] = &[
+pub(crate) const SYSTEM: &[&str] = &[
     "/usr",
     "/lib",
     "/lib64",
@@ -42,7 +42,7 @@ const SYSTEM: &[&str] = &[
 ];
 /// Programs, where they may be started.
 const PROGRAMS: &[&str] = &["/bin", "/sbin"];
-const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+pub(crate) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 /// POSIX semaphores and shared memory live here.
 const SHARED_MEMORY: &str = "/dev/shm";
 

@@ -26,7 +26,7 @@ pub use crate::landlock::Landlock;
 pub use descriptors::{
     ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, receive, waiting_bytes, watched,
 };
-pub use installer::{InstallerLimits, confine_installer};
+pub use installer::{InstallerCage, InstallerLimits};
 pub use kill::{Birth, KernelProcess, Reaper};
 pub use leftovers::{end_leftovers, is_user_alive};
 pub use nagle::send_at_once;

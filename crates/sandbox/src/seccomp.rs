@@ -389,6 +389,47 @@ fn bytes(program: &[seccompiler::sock_filter]) -> Vec<u8> {
     program.iter().flat_map(instruction).collect()
 }
 
+/// What an installer is refused on top of what kernels are. It needs the network and, when it is uv, the tree's Python.
+const INSTALLER: &[Rule] = &[
+    always(&["mount", "unshare", "setns"], "changes what the file system looks like, and makes or enters namespaces"),
+    always(&["mknodat"], "makes devices, pipes and sockets; regular files are made by opening them"),
+    Rule { calls: &["mknod"], only_on: Some(TargetArch::x86_64), when: When::Always, errno: EPERM, reason: "as above" },
+    always(&["listen"], "it asks, and answers nobody"),
+    Rule {
+        calls: &["socket"],
+        only_on: None,
+        when: When::IsNone(0, &[AF_INET, AF_INET6, AF_NETLINK]),
+        errno: EACCES,
+        reason: "a daemon of the machine would take it for the server",
+    },
+];
+/// What an installer is refused that starts nothing once it runs.
+const NO_PROGRAMS: &[Rule] = &[always(&["execve", "execveat"], "nothing is built, and nothing fetched by other programs")];
+
+fn installer_rules() -> Vec<Rule> {
+    let allowed = Allowed { network: true, subprocess: true };
+    let replaced = |rule: &Rule| rule.calls.iter().any(|call| INSTALLER.iter().any(|own| own.calls.contains(call)));
+    rules(allowed).into_iter().filter(|rule| !replaced(rule)).chain(INSTALLER.iter().copied()).collect()
+}
+
+/// The filter programs of an installer.
+///
+/// # Errors
+/// As [`programs`].
+pub(crate) fn installer_programs(arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
+    let rules = installer_rules();
+    let compiled = [EPERM, EACCES, ENOSYS].map(|errno| compile(rules.iter().filter(|rule| rule.errno == errno), errno, arch));
+    std::iter::once(Ok(bytes(&other_numbering(arch)))).chain(compiled).collect()
+}
+
+/// The filter program of an installer that has started and starts nothing more.
+///
+/// # Errors
+/// As [`programs`].
+pub(crate) fn no_programs_program(arch: TargetArch) -> Result<Vec<u8>, String> {
+    compile(NO_PROGRAMS.iter(), EPERM, arch)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -497,6 +538,8 @@ mod tests {
             check(&[own_signals_program(arch).expect("a program")], OWN_SIGNALS, arch);
             let without_mounts = without_mounts_program(Allowed::default(), arch).expect("a program").expect("it is needed");
             check(&[without_mounts], WITHOUT_MOUNTS, arch);
+            check(&installer_programs(arch).expect("programs"), &installer_rules(), arch);
+            check(&[no_programs_program(arch).expect("a program")], NO_PROGRAMS, arch);
         }
     }
 

@@ -38,6 +38,8 @@ struct State {
     /// What a package needs.
     requires: HashMap<String, Vec<String>>,
     served: Vec<String>,
+    /// The path of every request.
+    asked: Vec<String>,
     credentials: Option<String>,
 }
 
@@ -50,6 +52,9 @@ pub(crate) struct Index {
 
 fn metadata(name: &str, version: &str, requires: &[String]) -> String {
     requires.iter().fold(format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"), |mut text, requirement| {
+        if let Some((_, extra)) = requirement.split_once("extra == ") {
+            let _ = writeln!(text, "Provides-Extra: {}", extra.trim_matches('"'));
+        }
         let _ = writeln!(text, "Requires-Dist: {requirement}");
         text
     })
@@ -142,6 +147,17 @@ impl Index {
         self.state.lock().unwrap().served.iter().filter(|served| *served == file).count()
     }
 
+    /// Where it is, for what is not on it.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The paths of all requests that are none for a package's page or for one of its files.
+    pub(crate) fn asked_beside(&self) -> Vec<String> {
+        let ours = |path: &&String| path.starts_with("/simple/") || path.starts_with("/files/");
+        self.state.lock().unwrap().asked.iter().filter(|path| !ours(path)).cloned().collect()
+    }
+
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
         let mut reader = BufReader::new(stream.try_clone().ok()?);
         loop {
@@ -161,6 +177,7 @@ impl Index {
                 }
             }
             let path = request.split(' ').nth(1)?.to_owned();
+            self.state.lock().unwrap().asked.push(path.clone());
             let wanted = self.state.lock().unwrap().credentials.clone();
             if wanted.is_some() && authorization != wanted {
                 let head = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";

@@ -154,6 +154,51 @@ async fn pip_refuses_everything_bad_with_a_stable_reason() {
     refuses_everything_bad(Home::Caller, Tool::Pip).await;
 }
 
+/// A wheel's own words may name any place: the server would fetch from inside a network, open its files, and start git or a
+/// build.
+async fn follows_no_address(tool: Tool) {
+    let index = Index::start();
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), format!("http://{}/elsewhere", index.address()));
+    // Whoever opens it waits until the time for installing is over.
+    let pipe = folder.path().join("x-1.0-py3-none-any.whl");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let places = [
+        format!("{elsewhere}/x-1.0-py3-none-any.whl"),
+        format!("{elsewhere}/x-1.0.tar.gz"),
+        format!("git+{elsewhere}/x.git"),
+        format!("file://{}", pipe.display()),
+        "file:///etc/passwd".to_owned(),
+        "file:///usr".to_owned(),
+    ];
+    for (number, place) in places.iter().enumerate() {
+        let (reference, in_extra) = (format!("x @ {place}"), format!("x @ {place} ; extra == \"more\""));
+        index.add_module(&format!("leads-away-{number}"), "1.0", &[&reference]);
+        index.add_module(&format!("may-lead-{number}"), "1.0", &[&in_extra]);
+        index.add_module(&format!("further-{number}"), "1.0", &[&format!("may-lead-{number}[more]")]);
+    }
+    let shop = Shop::open(Home::Caller, tool, &[("PACKAGE_INDEX", &index.url()), ("INSTALL_TIMEOUT", "20")]);
+    for (number, place) in places.iter().enumerate() {
+        for requirement in [format!("leads-away-{number}"), format!("may-lead-{number}[more]"), format!("further-{number}")] {
+            let (reason, message) = shop.refusal(&requirement).await;
+            assert_eq!(reason, "direct_reference", "{tool:?} {requirement} {place}: {message}");
+            assert!(message.contains("only names on the package index are taken"), "{message}");
+        }
+    }
+    assert_eq!(index.asked_beside(), Vec::<String>::new(), "{tool:?}");
+    // What nobody asks for does no harm.
+    assert_eq!(shop.run(&["may-lead-0"], "import may_lead_0").await["success"], true);
+}
+
+#[tokio::test]
+async fn uv_follows_no_address_that_a_package_names() {
+    follows_no_address(Tool::Uv).await;
+}
+
+#[tokio::test]
+async fn pip_follows_no_address_that_a_package_names() {
+    follows_no_address(Tool::Pip).await;
+}
+
 #[tokio::test]
 async fn an_index_that_hangs_ends_with_the_time_for_installing() {
     let index = bad_index();

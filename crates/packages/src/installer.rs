@@ -28,6 +28,13 @@ pub(crate) enum Tool {
     Pip(PathBuf),
 }
 
+/// Where one install is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) work: PathBuf,
+    pub(crate) downloads: PathBuf,
+}
+
 /// What the tool is run with.
 pub(crate) struct Installer {
     pub(crate) tool: Tool,
@@ -36,8 +43,6 @@ pub(crate) struct Installer {
     pub(crate) site: PathBuf,
     /// May hold credentials.
     pub(crate) index: Option<String>,
-    /// Kept between runs; none where user code could write to it.
-    pub(crate) download_cache: Option<PathBuf>,
     /// Packages must have been on the index for so long.
     pub(crate) min_age: Option<Duration>,
     /// A filter program in hexadecimal: with it in force no program starts. Empty where there is none.
@@ -48,19 +53,19 @@ impl Installer {
     /// Finds versions for all that is wanted, with the stack's versions as they are or regardless of them.
     pub(crate) async fn resolve(
         &self,
-        work: &Path,
+        place: &Place,
         wanted: &[Wanted],
         stack: Option<&[Package]>,
         extra: &BTreeMap<String, Pin>,
         bounds: &Bounds,
     ) -> Result<Vec<Pin>, PackageError> {
-        let requirements = work.join("wanted.txt");
+        let requirements = place.work.join("wanted.txt");
         write(&requirements, wanted.iter().map(Wanted::line))?;
-        let constraints = work.join("constraints.txt");
+        let constraints = place.work.join("constraints.txt");
         let pinned = stack.into_iter().flatten().map(|package| format!("{}=={}", package.name, package.version));
         let listed = extra.values().filter(|pin| !stack.into_iter().flatten().any(|package| package.name == pin.name));
         write(&constraints, pinned.chain(listed.map(Pin::line)))?;
-        let (mut command, report) = (self.command(work, stack.is_some()), work.join("report.json"));
+        let (mut command, report) = (self.command(place, stack.is_some()), place.work.join("report.json"));
         match &self.tool {
             Tool::Uv(_) => {
                 command.args(["pip", "compile", "--quiet", "--no-header", "--annotation-style", "line", "--generate-hashes"]);
@@ -94,16 +99,16 @@ impl Installer {
     /// Installs exactly these into `target`; `on_download` hears the name of each file that has come.
     pub(crate) async fn install(
         &self,
-        work: &Path,
+        place: &Place,
         pins: &[Pin],
         target: &Path,
         bounds: &Bounds,
         on_download: &mut (dyn FnMut() + Send),
     ) -> Result<(), PackageError> {
-        let lock = work.join("lock.txt");
+        let lock = place.work.join("lock.txt");
         let lines = pins.iter().map(|pin| pin.hashes.iter().fold(pin.line(), |line, hash| line + " --hash=" + hash));
         write(&lock, lines)?;
-        let mut command = self.command(work, false);
+        let mut command = self.command(place, false);
         match &self.tool {
             Tool::Uv(_) => {
                 command.args(["pip", "install", "--link-mode", "copy", "--no-compile-bytecode", "--python"]).arg(&self.python);
@@ -138,8 +143,8 @@ impl Installer {
     }
 
     /// The tool with an environment of its own.
-    fn command(&self, work: &Path, sees_stack: bool) -> Command {
-        let cache = self.download_cache.clone().unwrap_or_else(|| work.join("downloads"));
+    fn command(&self, place: &Place, sees_stack: bool) -> Command {
+        let Place { work, downloads } = place;
         let mut command = match &self.tool {
             Tool::Uv(program) => Command::new(program),
             Tool::Pip(archive) => {
@@ -167,7 +172,7 @@ impl Installer {
                     ("UV_HTTP_RETRIES", "1"),
                     ("UV_HTTP_TIMEOUT", "20"),
                 ]);
-                command.env("UV_CACHE_DIR", cache);
+                command.env("UV_CACHE_DIR", downloads);
                 command.envs(self.index.iter().map(|index| ("UV_DEFAULT_INDEX", index)));
             }
             Tool::Pip(_) => {
@@ -180,7 +185,7 @@ impl Installer {
                     ("PIP_RETRIES", "1"),
                     ("PIP_TIMEOUT", "20"),
                 ]);
-                command.env("PIP_CACHE_DIR", cache);
+                command.env("PIP_CACHE_DIR", downloads);
                 command.envs(self.index.iter().map(|index| ("PIP_INDEX_URL", index)));
                 command.envs(std::env::var_os("SSL_CERT_FILE").map(|file| ("PIP_CERT", file)));
             }
@@ -383,13 +388,12 @@ mod tests {
             python,
             site: PathBuf::new(),
             index: None,
-            download_cache: None,
             min_age: None,
         };
         let folders = vec![work.path().to_owned()];
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         let bounds = Bounds { deadline, bytes: 1 << 30, watched: folders.clone(), writable: folders };
-        let command = installer.command(work.path(), false);
+        let command = installer.command(&Place { work: work.path().to_owned(), downloads: work.path().join("downloads") }, false);
         let said = installer.starter.run(command, &bounds, false, &mut |_| {}).await.expect("it runs");
         assert_eq!(said.stderr, "refused\nrefused\nrefused\nerrno 1\n");
     }

@@ -7,6 +7,7 @@
 mod archive;
 mod cache;
 mod error;
+mod folders;
 mod installed;
 mod installer;
 mod names;
@@ -14,6 +15,7 @@ mod pin;
 mod prepare;
 mod process;
 mod requirement;
+mod seal;
 mod shared;
 mod workshop;
 

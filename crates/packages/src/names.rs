@@ -1,5 +1,9 @@
 //! What a name stands for: a module of the standard library, a name to import, a slip of the pen.
 
+use std::collections::BTreeSet;
+
+use crate::pin::Pin;
+
 /// Names to import whose package is called something else, in normal form.
 const DISTRIBUTIONS: &[(&str, &str)] = &[
     ("attr", "attrs"),
@@ -68,6 +72,13 @@ const STANDARD_LIBRARY: &str = "abc argparse array ast asyncio atexit base64 bdb
 
 /// Well-known names, one a line: those that slips of the pen and squatters aim at.
 const POPULAR: &str = include_str!("popular.txt");
+/// One slip away from a well-known name and right all the same: each stands among PyPI's 15,000 most downloaded, and was looked
+/// at. Those that only live off a slip (`reqeusts`, `pyyml`, `panda`) are left out.
+const NEIGHBOURS: &str = "aiofile antropy aresponses astrapy authlib bpython cattrs cchardet crick cssselect2 ctransformers cwcwidth dataset \
+    fastai gitdb2 grequests gsutil hjson httpr ijson ipytest isolate jaxlie jiwer jsonpath jsons markdown2 murmurhash2 \
+    ncclient nest-asyncio2 ngboost nvidia-cublas-cu11 parse parsl parsy pathy pbspark persistent pkginfo2 psycopg-binary \
+    pyaml pydoe pylink pymem pymssql pymupdfb pyshark retworkx scapy scipp scrypt simpy smmap2 spython sqlglotc \
+    tensorboardx tombi tooz torchx unicorn uri-template usort vyper wand willow";
 /// Shorter names have too many neighbours.
 const MIN_LENGTH: usize = 5;
 
@@ -81,10 +92,37 @@ pub(crate) fn is_standard_library(name: &str) -> bool {
     STANDARD_LIBRARY.split_whitespace().any(|module| module == name)
 }
 
+fn popular() -> impl Iterator<Item = &'static str> {
+    POPULAR.lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Whether so many use it that it is what its name says.
+fn is_well_known(name: &str) -> bool {
+    popular().chain(NEIGHBOURS.split_whitespace()).any(|known| known == name)
+}
+
+/// Of what a resolution brings along, what looks like a slip and has nobody to vouch for it. A well-known package and one of
+/// the stack know what they need, and so does what they need. `asked`: what somebody has named, which is judged by itself.
+pub(crate) fn doubtful(pins: &[Pin], asked: impl Fn(&str) -> bool, in_stack: impl Fn(&str) -> bool) -> Vec<String> {
+    let vouches = |name: &str| is_well_known(name) || in_stack(name);
+    let named = pins.iter().flat_map(|pin| pin.needed_by.iter().chain([&pin.name])).map(String::as_str);
+    let mut trusted = named.filter(|name| vouches(name)).collect::<BTreeSet<_>>();
+    loop {
+        let vouched_for = |pin: &&Pin| pin.needed_by.iter().any(|name| trusted.contains(name.as_str()));
+        let more = pins.iter().filter(vouched_for).map(|pin| pin.name.as_str()).collect::<BTreeSet<_>>();
+        let before = trusted.len();
+        trusted.extend(more);
+        if trusted.len() == before {
+            break;
+        }
+    }
+    let left = pins.iter().map(|pin| pin.name.as_str()).filter(|name| !trusted.contains(name) && !asked(name));
+    left.filter(|name| meant(name).is_some()).map(str::to_owned).collect()
+}
+
 /// The well-known name that is one slip away, unless this one is well known itself.
 pub(crate) fn meant(name: &str) -> Option<&'static str> {
-    let popular = || POPULAR.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    if popular().any(|known| known == name) {
+    if is_well_known(name) {
         return None;
     }
     let looks = look(name);
@@ -131,15 +169,36 @@ mod tests {
             "botocore",
             "httpx",
             "attrs",
+            "cattrs",
+            "authlib",
+            "uri-template",
         ] {
             assert_eq!(meant(name), None, "{name}");
         }
     }
 
     #[test]
+    fn a_slip_that_comes_along_is_doubted_unless_who_needs_it_is_well_known() {
+        let pin = |name: &str, needed_by: &[&str]| Pin {
+            name: name.to_owned(),
+            needed_by: needed_by.iter().map(|name| (*name).to_owned()).collect(),
+            ..Pin::default()
+        };
+        let doubted = |pins: &[Pin]| doubtful(pins, |name| name == "numpyy", |name| name == "of-the-stack");
+        let unknown = [pin("little-known", &[]), pin("reqeusts", &["little-known"]), pin("humanize", &["little-known"])];
+        assert_eq!(doubted(&unknown), ["reqeusts"]);
+        // Also further down, and not where somebody has asked for it by name.
+        assert_eq!(doubted(&[pin("a", &[]), pin("b", &["a"]), pin("numpyy", &["b"]), pin("pandsa", &["b"])]), ["pandsa"]);
+        // celery's own dependency, and that one's.
+        assert!(doubted(&[pin("celery", &[]), pin("helper", &["celery"]), pin("kombo", &["helper", "little-known"])]).is_empty());
+        assert!(doubted(&[pin("pandsa", &["of-the-stack"])]).is_empty());
+    }
+
+    #[test]
     fn the_lists_are_in_normal_form() {
         let normal = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         assert!(DISTRIBUTIONS.iter().all(|(import, distribution)| normal(import) && normal(distribution)));
-        assert!(POPULAR.lines().filter(|line| !line.starts_with('#')).all(normal));
+        assert!(popular().chain(NEIGHBOURS.split_whitespace()).all(normal));
+        assert!(NEIGHBOURS.split_whitespace().is_sorted());
     }
 }

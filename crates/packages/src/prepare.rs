@@ -16,7 +16,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use crate::cache::{Answer, Cache, Lease};
 use crate::error::{PackageError, Reason};
 use crate::installed::{Package, installed};
-use crate::installer::Installer;
+use crate::installer::{Installer, Place};
 use crate::names;
 use crate::pin::{Pin, pins};
 use crate::process::Bounds;
@@ -141,7 +141,7 @@ impl Packages {
 
     /// The folder that kernels must be able to read; made here, as a rule for it needs it to be there.
     pub fn readable(config: &PackagesConfig) -> Option<PathBuf> {
-        let made = config.allow_install && crate::cache::make(&config.directory).is_ok();
+        let made = config.allow_install && crate::folders::make(&config.directory).is_ok();
         made.then(|| Cache::sets_in(&config.directory))
     }
 
@@ -183,19 +183,19 @@ impl Packages {
         wanted.dedup();
         let stack = self.stack();
         if wanted.iter().all(|requirement| requirement.against(stack) == Against::Satisfied) {
-            return Ok(Prepared::new(Answer { set: None, separate: false, packages: Vec::new() }, None, notes));
+            return Ok(Prepared::new(Answer::default(), None, notes));
         }
         let workshop = self.workshop.as_ref().map_err(Clone::clone)?;
         let key = self.key_of(&wanted);
-        if let Some(found) = remembered(&workshop.cache, &key) {
+        if let Some(found) = remembered(&workshop.cache, &key).await? {
             // The lists may be others than when it was installed.
-            self.refuse_brought(&found.0.packages)?;
+            self.refuse_brought(&found.0)?;
             return Ok(found.with(notes));
         }
         let timeout = Instant::now() + self.config.timeout;
         let deadline = deadline.map_or(timeout, |deadline| deadline.min(timeout));
         let _first = self.gate(&key).await;
-        if let Some(found) = remembered(&workshop.cache, &key) {
+        if let Some(found) = remembered(&workshop.cache, &key).await? {
             return Ok(found.with(notes));
         }
         let made = async {
@@ -205,7 +205,8 @@ impl Packages {
         let (answer, lease) = tokio::time::timeout_at(deadline.into(), made).await.unwrap_or_else(|_| {
             Err(PackageError::new(Reason::InstallTimeout, "installing took longer than INSTALL_TIMEOUT allows and was ended"))
         })?;
-        workshop.cache.remember(&key, answer.clone());
+        let known = answer.clone();
+        on_disk(&workshop.cache, move |cache| cache.remember(&key, known)).await?;
         Ok(Prepared::new(answer, lease, notes))
     }
 
@@ -218,7 +219,8 @@ impl Packages {
         let this = self.clone();
         tokio::spawn(async move {
             let Ok(workshop) = &this.workshop else { return };
-            let Some(lease) = workshop.cache.lease(&set) else { return };
+            let name = set.clone();
+            let Ok(Some(lease)) = on_disk(&workshop.cache, move |cache| cache.lease(&name)).await else { return };
             let bounds = Bounds {
                 deadline: Instant::now() + COMPILE_PATIENCE,
                 bytes: this.config.install_bytes,
@@ -226,53 +228,63 @@ impl Packages {
                 writable: vec![lease.directory.clone()],
             };
             match workshop.installer.compile(&lease.directory, &bounds).await {
-                Ok(()) => workshop.cache.has_bytecode(&set),
+                Ok(()) => {
+                    let _ = on_disk(&workshop.cache, move |cache| cache.has_bytecode(&set)).await;
+                }
                 Err(error) => tracing::warn!(%error, "bytecode was not compiled"),
             }
         });
     }
 
+    fn is_in_stack(&self, name: &str) -> bool {
+        self.stack().iter().any(|package| package.name == name)
+    }
+
     /// What the operator's lists say to a name.
     fn refuse(&self, name: &str) -> Result<(), PackageError> {
-        let has = |list: &[String]| list.iter().any(|listed| crate::installed::normal_form(listed) == name);
-        let in_stack = self.stack().iter().any(|package| package.name == name);
-        if has(&self.config.blocked) {
+        if has(&self.config.blocked, name) {
             return Err(PackageError::new(Reason::Blocked, format!("{name} is in BLOCKED_PACKAGES and is not installed here")));
         }
-        if in_stack || has(&self.config.allowed) {
+        if self.is_in_stack(name) || has(&self.config.allowed, name) {
             return Ok(());
         }
         if !self.config.allowed.is_empty() {
             let message = format!("{name} is not in ALLOWED_PACKAGES; there are {}", self.config.allowed.join(", "));
             return Err(PackageError::new(Reason::NotAllowed, message));
         }
+        self.refuse_slip(name, name)
+    }
+
+    /// `which`: how a person is told of it.
+    fn refuse_slip(&self, name: &str, which: &str) -> Result<(), PackageError> {
         match names::meant(name) {
-            Some(meant) if !has(&self.config.known) => Err(PackageError::new(
+            Some(meant) if !has(&self.config.known, name) => Err(PackageError::new(
                 Reason::LikelyTyposquat,
                 format!(
-                    "{name} is one slip away from the well-known {meant}: did you mean {meant}? An operator can put {name} in KNOWN_PACKAGES"
+                    "{which} is one slip away from the well-known {meant}: did you mean {meant}? An operator can put {name} in KNOWN_PACKAGES"
                 ),
             )),
             _ => Ok(()),
         }
     }
 
-    /// What the operator's lists say to all that comes along, `name==version` each.
-    fn refuse_brought(&self, packages: &[String]) -> Result<(), PackageError> {
-        let names = || packages.iter().map(|package| package.split("==").next().unwrap_or_default());
-        let has = |list: &[String], name: &str| list.iter().any(|listed| crate::installed::normal_form(listed) == name);
+    /// What the operator's lists say to all that comes along.
+    fn refuse_brought(&self, answer: &Answer) -> Result<(), PackageError> {
+        let names = || answer.packages.iter().map(|package| package.split("==").next().unwrap_or_default());
         if let Some(name) = names().find(|name| has(&self.config.blocked, name)) {
             let message = format!("{name} is needed too, is in BLOCKED_PACKAGES and is not installed here");
             return Err(PackageError::new(Reason::Blocked, message));
         }
-        let is_stray =
-            |name: &&str| !has(&self.config.allowed, name) && !self.stack().iter().any(|package| package.name == *name);
+        let is_stray = |name: &&str| !has(&self.config.allowed, name) && !self.is_in_stack(name);
         if let Some(name) = names().find(is_stray).filter(|_| !self.config.allowed.is_empty()) {
             let message = format!("{name} is needed too, and is not in ALLOWED_PACKAGES");
             return Err(PackageError::new(Reason::NotAllowed, message));
         }
-        if packages.len() > self.config.install_packages {
-            let (count, most) = (packages.len(), self.config.install_packages);
+        for name in answer.doubtful.iter().filter(|name| !has(&self.config.allowed, name)) {
+            self.refuse_slip(name, &format!("{name} is needed too, and"))?;
+        }
+        let (count, most) = (answer.packages.len(), self.config.install_packages);
+        if count > most {
             let message = format!("it needs {count} packages, more than the {most} of MAX_INSTALL_PACKAGES");
             return Err(PackageError::new(Reason::TooMany, message));
         }
@@ -288,56 +300,68 @@ impl Packages {
     ) -> Result<(Answer, Option<Lease>), PackageError> {
         let Workshop { cache, installer } = workshop;
         let failed = |what: &str, error: std::io::Error| PackageError::new(Reason::Failed, format!("{what}: {error}"));
-        let work = cache.work().map_err(|error| failed("making a folder to install in", error))?;
-        let mut folders = vec![work.0.clone()];
-        if let Some(downloads) = &installer.download_cache {
-            std::fs::create_dir_all(downloads).map_err(|error| failed("making a folder for downloads", error))?;
-            folders.push(downloads.clone());
-        }
+        let (work, downloads) = on_disk(cache, |cache| (cache.work(), cache.downloads())).await?;
+        let work = work.map_err(|error| failed("making a folder to install in", error))?;
+        let kept = downloads.as_ref().map(|downloads| downloads.0.clone());
+        let place = Place { work: work.0.clone(), downloads: kept.clone().unwrap_or_else(|| work.0.join("downloads")) };
+        let folders = std::iter::once(work.0.clone()).chain(kept.clone()).collect::<Vec<_>>();
         let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched: folders.clone(), writable: folders };
         say("resolving");
         let listed = self.listed()?;
-        let (pins, separate) = self.resolve(installer, &work.0, wanted, listed.as_ref(), &bounds).await?;
+        let (pins, separate) = self.resolve(installer, &place, wanted, listed.as_ref(), &bounds).await?;
         if pins.is_empty() {
-            return Ok((Answer { set: None, separate: false, packages: Vec::new() }, None));
+            return Ok((Answer::default(), None));
         }
         let set = self.name_of(&pins, separate);
-        let answer = Answer { set: Some(set.clone()), separate, packages: pins.iter().map(Pin::line).collect() };
-        self.refuse_brought(&answer.packages)?;
+        let asked = |name: &str| wanted.iter().any(|requirement| requirement.name == name);
+        let doubtful = names::doubtful(&pins, asked, |name| self.is_in_stack(name));
+        let answer = Answer { set: Some(set.clone()), separate, packages: pins.iter().map(Pin::line).collect(), doubtful };
+        self.refuse_brought(&answer)?;
         let _only = self.gate(&set).await;
-        if let Some(lease) = cache.lease(&set) {
+        let name = set.clone();
+        if let Some(lease) = on_disk(cache, move |cache| cache.lease(&name)).await? {
             return Ok((answer, Some(lease)));
         }
         let target = work.0.join("target");
-        if self.shared.fetch(&set, &work.0, &target, self.config.install_bytes).await {
+        let fetched = self.shared.fetch(&set, &work.0, &target, self.config.install_bytes).await;
+        if fetched {
             say(&format!("fetched {}", answer.packages.join(", ")));
-            return Ok((answer, Some(publish(cache, &target, &set)?)));
+        } else {
+            say(&format!("installing {}", answer.packages.join(", ")));
+            let mut downloaded = 0;
+            let mut count = || {
+                downloaded += 1;
+                say(&format!("downloaded {} of {}", downloaded.min(pins.len()), pins.len()));
+            };
+            let installed = installer.install(&place, &pins, &target, &bounds, &mut count).await;
+            if matches!(&installed, Err(error) if error.reason == Reason::TooLarge)
+                && let Some(downloads) = &kept
+            {
+                // The half of a bomb must not stay.
+                let _ = sandbox::remove(downloads);
+            }
+            installed?;
+            if !cache.is_guarded() {
+                // Before any code can have written to it.
+                self.shared.keep(&set, &target, &work.0).await;
+            }
         }
-        say(&format!("installing {}", answer.packages.join(", ")));
-        let mut downloaded = 0;
-        let mut count = || {
-            downloaded += 1;
-            say(&format!("downloaded {} of {}", downloaded.min(pins.len()), pins.len()));
-        };
-        let installed = installer.install(&work.0, &pins, &target, &bounds, &mut count).await;
-        if matches!(&installed, Err(error) if error.reason == Reason::TooLarge)
-            && let Some(downloads) = &installer.download_cache
-        {
-            // The half of a bomb must not stay.
-            let _ = sandbox::remove(downloads);
+        let name = set.clone();
+        // The folder goes along: where the call ends meanwhile, it must not be removed under what is being published.
+        let (lease, work) = on_disk(cache, move |cache| {
+            let lease = cache.publish(&target, &name);
+            cache.make_room(downloads.as_ref());
+            (lease, work)
+        })
+        .await?;
+        let lease = lease.map_err(|error| failed("putting the packages in their place", error))?;
+        if !fetched {
+            if cache.is_guarded() && self.shared.is_there() {
+                let (shared, set, folder) = (self.shared.clone(), set.clone(), lease.directory.clone());
+                tokio::spawn(async move { shared.keep(&set, &folder, &work.0).await });
+            }
+            say(&format!("installed {} packages", pins.len()));
         }
-        installed?;
-        if !cache.is_guarded() {
-            // Before any code can have written to it.
-            self.shared.keep(&set, &target, &work.0).await;
-        }
-        let lease = publish(cache, &target, &set)?;
-        if cache.is_guarded() && self.shared.is_there() {
-            let (shared, set, folder) = (self.shared.clone(), set.clone(), lease.directory.clone());
-            tokio::spawn(async move { shared.keep(&set, &folder, &work.0).await });
-        }
-        cache.make_room(installer.download_cache.as_deref());
-        say(&format!("installed {} packages", pins.len()));
         Ok((answer, Some(lease)))
     }
 
@@ -345,7 +369,7 @@ impl Packages {
     async fn resolve(
         &self,
         installer: &Installer,
-        work: &Path,
+        place: &Place,
         wanted: &[Wanted],
         listed: Option<&BTreeMap<String, Pin>>,
         bounds: &Bounds,
@@ -356,12 +380,12 @@ impl Packages {
         let contradicts = wanted.iter().any(|requirement| requirement.against(stack) == Against::OtherVersion);
         let mut first = Err(PackageError::new(Reason::NoSolution, ""));
         if !contradicts {
-            first = installer.resolve(work, wanted, Some(stack), extra, bounds).await;
+            first = installer.resolve(place, wanted, Some(stack), extra, bounds).await;
         }
         let (mut pins, separate) = match first {
             Ok(pins) => (pins, false),
             Err(error) if matches!(error.reason, Reason::NoSolution | Reason::NotFound | Reason::NoWheel) => {
-                (installer.resolve(work, wanted, None, extra, bounds).await?, true)
+                (installer.resolve(place, wanted, None, extra, bounds).await?, true)
             }
             Err(error) => return Err(error),
         };
@@ -437,12 +461,18 @@ impl Packages {
     }
 }
 
-/// Gives a new set its place, and takes it into use.
-fn publish(cache: &Cache, target: &Path, set: &str) -> Result<Lease, PackageError> {
-    cache
-        .publish(target, set)
-        .map_err(|error| PackageError::new(Reason::Failed, format!("putting the packages in their place: {error}")))?;
-    cache.lease(set).ok_or_else(|| PackageError::new(Reason::Failed, "the packages went away at once"))
+fn has(list: &[String], name: &str) -> bool {
+    list.iter().any(|listed| crate::installed::normal_form(listed) == name)
+}
+
+/// Does what reads and writes many files where it holds up no other task.
+async fn on_disk<T: Send + 'static>(
+    cache: &Arc<Cache>,
+    work: impl FnOnce(&Cache) -> T + Send + 'static,
+) -> Result<T, PackageError> {
+    let cache = cache.clone();
+    let done = tokio::task::spawn_blocking(move || work(&cache)).await;
+    done.map_err(|error| PackageError::new(Reason::Failed, format!("looking after the packages: {error}")))
 }
 
 /// A set found again.
@@ -454,13 +484,13 @@ impl Found {
     }
 }
 
-fn remembered(cache: &Cache, key: &str) -> Option<Found> {
-    let answer = cache.answer(key)?;
-    match &answer.set {
-        None => Some(Found(answer, None)),
-        Some(set) => {
-            let lease = cache.lease(set)?;
-            Some(Found(answer, Some(lease)))
-        }
-    }
+async fn remembered(cache: &Arc<Cache>, key: &str) -> Result<Option<Found>, PackageError> {
+    let key = key.to_owned();
+    let find = move |cache: &Cache| {
+        let answer = cache.answer(&key)?;
+        let Some(set) = &answer.set else { return Some(Found(answer, None)) };
+        let lease = cache.lease(set)?;
+        Some(Found(answer, Some(lease)))
+    };
+    on_disk(cache, find).await
 }

@@ -13,7 +13,7 @@ use crate::process::Starter;
 
 /// The two belong together: what the one may keep depends on who can write to the other.
 pub(crate) struct Workshop {
-    pub(crate) cache: Cache,
+    pub(crate) cache: Arc<Cache>,
     pub(crate) installer: Installer,
 }
 
@@ -33,7 +33,6 @@ pub(crate) fn open(
     let guarded = sandbox::is_root() || landlock;
     let cache = Cache::open(&config.directory, config.cache_bytes, guarded)
         .map_err(|error| off(format!("PACKAGE_DIR can't be used: {error}")))?;
-    let work = cache.work_root();
     let mut readable = vec![target.root.clone(), target.python.clone()];
     readable.extend(std::fs::canonicalize(&target.root));
     readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
@@ -53,10 +52,9 @@ pub(crate) fn open(
         python: target.python.clone(),
         site: target.site.clone(),
         index: config.index.clone(),
-        download_cache: cache.is_guarded().then(|| work.join("downloads")),
         min_age: config.min_age,
     };
-    Ok(Workshop { cache, installer })
+    Ok(Workshop { cache: Arc::new(cache), installer })
 }
 
 /// uv where it is named, beside the tree or on the path; else the tree's pip.

@@ -81,6 +81,7 @@ impl InstallerCage {
         unsafe {
             command.pre_exec(move || {
                 rustix::process::setpgid(None, None)?;
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 for (resource, bound) in bounds {
                     let hard = rustix::process::getrlimit(resource).maximum.map_or(bound, |hard| hard.min(bound));
                     rustix::process::setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })?;

@@ -309,6 +309,38 @@ async fn the_operators_lists_hold_for_what_comes_along_too() {
 }
 
 #[tokio::test]
+async fn a_slip_of_the_pen_is_refused_also_as_a_dependency_and_through_an_extra() {
+    let index = Index::start();
+    index.add_module("reqeusts", "1.0", &[]);
+    index.add_module("little-known", "1.0", &["reqeusts"]);
+    index.add_module("has-extra", "1.0", &["reqeusts ; extra == \"more\""]);
+    index.add_module("further-one", "1.0", &["has-extra[more]"]);
+    // Well known: it knows what it needs.
+    index.add_module("humanize", "1.0", &["reqeusts"]);
+    let url = index.url();
+    for tool in [Tool::Uv, Tool::Pip] {
+        let shop = Shop::open(Home::Caller, tool, &[("PACKAGE_INDEX", &url)]);
+        for requirement in ["little-known", "has-extra[more]", "further-one"] {
+            let (reason, message) = shop.refusal(requirement).await;
+            assert!(
+                reason == "likely_typosquat" && message.starts_with("reqeusts is needed too, and is one slip away"),
+                "{tool:?} {requirement}: {reason} {message}"
+            );
+        }
+        for requirement in ["has-extra", "humanize"] {
+            assert_eq!(shop.run(&[requirement], "1").await["success"], true, "{tool:?} {requirement}");
+        }
+    }
+    // An operator's word holds also for what is remembered.
+    let known = Shop::open(Home::Caller, Tool::Uv, &[("PACKAGE_INDEX", &url), ("KNOWN_PACKAGES", "reqeusts")]);
+    assert_eq!(known.run(&["little-known"], "import reqeusts").await["success"], true);
+    let directory = known.folder.path().join("packages").display().to_string();
+    let again = Server::with(Home::Caller, &[("PRELOAD", "core"), ("PACKAGE_INDEX", &*url), ("PACKAGE_DIR", &*directory)]);
+    let result = again.run_with(json!({"code": "1", "requirements": ["little-known"]})).await;
+    assert_eq!(result["error"]["type"], "likely_typosquat", "{result}");
+}
+
+#[tokio::test]
 async fn with_a_list_of_hashes_nothing_else_is_installed() {
     let index = Index::start();
     index.add_module("listed-one", "1.0", &[]);

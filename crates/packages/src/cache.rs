@@ -142,9 +142,20 @@ impl Cache {
         self.work_root().join(format!("{}-{}", sandbox::process_id(), self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
+    /// Sees to the rights of all folders. One of this process alone, where code can do anything, is made anew when it is
+    /// past mending.
+    fn make_folders(&self) -> io::Result<()> {
+        let Some(shared) = self.root.parent().filter(|_| !self.guarded) else { return folders::make(&self.root) };
+        folders::make(shared)?;
+        folders::make(&self.root).or_else(|_| {
+            sandbox::remove(&self.root)?;
+            folders::make(&self.root)
+        })
+    }
+
     /// A folder for one install, with an empty `target` in it.
     pub(crate) fn work(&self) -> io::Result<Work> {
-        folders::make(&self.root)?;
+        self.make_folders()?;
         let path = self.new_work();
         std::fs::create_dir(&path)?;
         // Its lock says that somebody works in it, also in another container.
@@ -174,7 +185,7 @@ impl Cache {
         let hold = self.hold(set).ok()?;
         if !folders::are_as_made(&self.root) {
             tracing::warn!("the folder of packages has other rights than it was given; they are set back");
-            folders::make(&self.root).ok()?;
+            self.make_folders().ok()?;
         }
         let directory = self.directory(set);
         directory.symlink_metadata().ok()?;
@@ -281,7 +292,7 @@ impl Cache {
         let path = self.root.join(LOCKS).join(name);
         let open = || File::options().read(true).append(true).create(true).open(&path);
         let file = open().or_else(|_| {
-            folders::make(&self.root)?;
+            self.make_folders()?;
             let _ = folders::restore(&path, PRIVATE_FILE);
             open()
         });
@@ -366,7 +377,7 @@ impl Cache {
         if !self.guarded {
             return lock(&self.marks).get(set).copied();
         }
-        serde_json::from_slice(&read(&self.mark_file(set)).ok()?).ok()
+        serde_json::from_slice(&self.read(&self.mark_file(set)).ok()?).ok()
     }
 
     fn keep_mark(&self, set: &str, mark: Mark) -> io::Result<()> {
@@ -374,6 +385,18 @@ impl Cache {
             lock(&self.marks).insert(set.to_owned(), mark);
         }
         self.write(&self.mark_file(set), &serde_json::to_vec(&mark)?)
+    }
+
+    /// Reads a file of the server's own, also one that code has closed, or the way to it.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                self.make_folders()?;
+                folders::restore(path, PRIVATE_FILE)?;
+                std::fs::read(path)
+            }
+            _ => Err(error),
+        })
     }
 
     /// Writes a file whole, whatever was in its place.
@@ -400,14 +423,6 @@ struct Set {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Reads a file of the server's own, also one that code has closed.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    std::fs::read(path).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => folders::restore(path, PRIVATE_FILE).and_then(|()| std::fs::read(path)),
-        _ => Err(error),
-    })
 }
 
 /// One of another user is no server that shares this folder.

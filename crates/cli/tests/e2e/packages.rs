@@ -401,6 +401,83 @@ async fn an_ordinary_user_installs_with_pip_and_a_function_does_not_keep_what_co
     }
 }
 
+/// To a cell of an ordinary user's server the sets are its own: it can't write to them, and can `chmod` and lock them.
+#[tokio::test]
+async fn what_a_call_does_to_a_set_breaks_no_later_call_and_no_later_server() {
+    if !homes::is_root() {
+        return;
+    }
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let harms = [
+        "os.chmod(module, 0)",
+        "os.chmod(package, 0)",
+        "os.chmod(set_, 0)",
+        "os.chmod(sets, 0)",
+        "os.chmod(root, 0)",
+        "os.chmod(root + '/marks', 0)",
+        "os.chmod(root + '/work', 0)",
+        "os.chmod(root + '/locks/' + os.path.basename(set_), 0)",
+        "os.chmod(root + '/marks/' + os.path.basename(set_), 0)",
+        "os.utime(module, (0, 0))",
+        "os.chmod(module, 0o4777)",
+        "[os.chmod(path, 0) for path in (module, package, set_, sets, root + '/work', root)]",
+    ];
+    // Where nothing keeps code from writing, too.
+    let more_harms = [
+        "os.rename(set_, set_ + '-away')",
+        "os.chmod(os.path.dirname(root), 0)",
+        "os.rename(sets, sets + '-away'); os.symlink('/tmp', sets)",
+        "__import__('shutil').rmtree(root)",
+        "open(module, 'w').write('__version__ = \"evil\"')",
+    ];
+    let opened = ["os.chmod(sets, 0o777)", "os.chmod(root, 0o777)"];
+    for home in [Home::User, Home::NoLandlock, Home::Lambda] {
+        let shop = Shop::open(home, Tool::Pip, &[("PACKAGE_INDEX", &index.url())]);
+        let harms = match home {
+            Home::User => [&harms[..], &opened].concat(),
+            Home::NoLandlock => [&harms[..], &opened, &more_harms].concat(),
+            _ => more_harms.to_vec(),
+        };
+        for harm in harms {
+            let code = format!(
+                "import good_one, os\nmodule = good_one.__file__\npackage = os.path.dirname(module)\nset_ = os.path.dirname(package)\n\
+                 sets = os.path.dirname(set_)\nroot = os.path.dirname(sets)\ntry:\n    {harm}\nexcept OSError:\n    pass\n\
+                 good_one.__version__"
+            );
+            let result = shop.run(&["good-one"], &code).await;
+            assert_eq!(result["result"], "'1.0'", "{home:?} {harm}: {result}");
+            let next = shop.run(&["good-one"], "import good_one; good_one.__version__").await;
+            assert_eq!(next["result"], "'1.0'", "{home:?} after {harm}: {next}");
+        }
+        if home != Home::User {
+            continue;
+        }
+        let closed = format!(
+            "import good_one, os\nmodule = good_one.__file__\nset_ = os.path.dirname(os.path.dirname(module))\n\
+             [os.chmod(path, 0) for path in (module, set_, os.path.dirname(set_))]"
+        );
+        assert_eq!(shop.run(&["good-one"], &closed).await["success"], true);
+        let directory = shop.folder.path().join("packages");
+        drop(shop.server);
+        let (url, wheel) = (index.url(), "good_one-1.0-py3-none-any.whl");
+        let served = index.times_served(wheel);
+        let settings = [("PRELOAD", "core"), ("UV", ""), ("PACKAGE_INDEX", &*url)];
+        let again = Server::with(home, &[&settings[..], &[("PACKAGE_DIR", &directory.display().to_string())]].concat());
+        // Every set that a cell can open, it can lock.
+        let sets = std::fs::read_dir(directory.join("sets")).unwrap().map(|set| set.unwrap().path());
+        let locked = sets.chain([directory.join("sets"), directory]).map(|path| {
+            let file = std::fs::File::open(path).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+            file
+        });
+        let locked = locked.collect::<Vec<_>>();
+        assert!(locked.len() > 2, "there is a set");
+        let result = again.run_with(json!({"code": "import good_one; good_one.__version__", "requirements": ["good-one"]})).await;
+        assert_eq!((&result["result"], index.times_served(wheel)), (&json!("'1.0'"), served), "found again: {result}");
+    }
+}
+
 /// A real S3 server for one test, with one bucket.
 async fn s3(root: &std::path::Path) -> String {
     std::fs::create_dir_all(root.join("shared")).unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, lock, read};
+use super::{Cache, lock};
 use crate::folders::ANSWERS;
 
 /// After this long a set of requirements is resolved anew: newer versions may be out.
@@ -37,7 +37,7 @@ impl Cache {
         if !self.guarded {
             return lock(&self.answers).get(requirements).cloned();
         }
-        let text = read(&self.answer_file(requirements)).ok()?;
+        let text = self.read(&self.answer_file(requirements)).ok()?;
         let remembered: Remembered = serde_json::from_slice(&text).ok()?;
         let age = SystemTime::now().duration_since(remembered.at).ok()?;
         (age < REMEMBERED_FOR).then_some(remembered.answer)

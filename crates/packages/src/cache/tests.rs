@@ -119,8 +119,8 @@ fn a_set_whose_rights_or_times_code_has_changed_is_mended() {
     File::open(&file).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)).expect("aged");
     assert!(cache.lease("a").is_some());
     // Also for the server that comes after this one.
-    chmod(&set, 0);
     chmod(&file, 0);
+    chmod(&set, 0);
     assert!(self::cache(root.path(), 1 << 30, true).lease("a").is_some());
     assert_eq!((mode(&set), mode(&file)), (0o755, 0o644));
     // An install finds all folders as they must be, and an answer's file may be set to any time.
@@ -129,8 +129,12 @@ fn a_set_whose_rights_or_times_code_has_changed_is_mended() {
     for folder in ALL {
         chmod(&cache.root.join(folder), 0);
     }
+    assert!(cache.answer("key").is_some());
+    for folder in ALL {
+        chmod(&cache.root.join(folder), 0);
+    }
     install(&cache, "b");
-    assert!(cache.lease("b").is_some() && cache.answer("key").is_some());
+    assert!(cache.lease("b").is_some());
 }
 
 #[test]

@@ -170,8 +170,8 @@ impl Cache {
 
     /// A folder that keeps downloads between installs, while one is free. None where user code could write to it.
     pub(crate) fn downloads(&self) -> Option<Downloads> {
-        let free = |name: &&str| self.guarded.then(|| self.try_lock(name, FlockOperation::NonBlockingLockExclusive)).flatten();
-        let (path, lock) = DOWNLOADS.iter().find_map(|name| Some((self.work_root().join(name), free(&name)?)))?;
+        let free = |name: &str| self.guarded.then(|| self.try_lock(name, FlockOperation::NonBlockingLockExclusive)).flatten();
+        let (path, lock) = DOWNLOADS.iter().find_map(|name| Some((self.work_root().join(name), free(name)?)))?;
         if path.exists() && !seal::is_private(&path) {
             tracing::warn!("what was downloaded has other rights than it was given; it is downloaded anew");
             sandbox::remove(&path).ok()?;
@@ -319,17 +319,15 @@ impl Cache {
             let _ = std::fs::remove_file(self.root.join(LOCKS).join(set));
         }
         drop((uses, lock));
-        away.is_none_or(|away| sandbox::remove(&away).is_ok())
+        sandbox::remove(&away).is_ok()
     }
 
     fn discard(&self, set: &str) {
-        if let Some(away) = self.take_away(set) {
-            let _ = sandbox::remove(&away);
-        }
+        let _ = sandbox::remove(&self.take_away(set));
     }
 
     /// Puts a set out of sight, so that nobody finds the half of it: where it is now.
-    fn take_away(&self, set: &str) -> Option<PathBuf> {
+    fn take_away(&self, set: &str) -> PathBuf {
         let (directory, away) = (self.directory(set), self.new_work());
         // A folder that its owner can't write to can't be moved to another one.
         let _ = folders::restore(&directory, 0o755);
@@ -337,7 +335,7 @@ impl Cache {
         let _ = std::fs::remove_file(self.mark_file(set));
         lock(&self.marks).remove(set);
         self.forget_bytecode(set);
-        Some(if moved.is_ok() { away } else { directory })
+        if moved.is_ok() { away } else { directory }
     }
 
     fn sets(&self) -> Vec<Set> {

@@ -72,8 +72,8 @@ const STANDARD_LIBRARY: &str = "abc argparse array ast asyncio atexit base64 bdb
 
 /// Well-known names, one a line: those that slips of the pen and squatters aim at.
 const POPULAR: &str = include_str!("popular.txt");
-/// One slip away from a well-known name and right all the same: each stands among PyPI's 15,000 most downloaded, and was looked
-/// at. Those that only live off a slip (`reqeusts`, `pyyml`, `panda`) are left out.
+/// One slip away from a well-known name and right all the same: each stands among the 15,000 most downloaded packages, and was
+/// looked at. Those that only live off a slip (`reqeusts`, `pyyml`, `panda`) are left out.
 const NEIGHBOURS: &str = "aiofile antropy aresponses astrapy authlib bpython cattrs cchardet crick cssselect2 ctransformers cwcwidth dataset \
     fastai gitdb2 grequests gsutil hjson httpr ijson ipytest isolate jaxlie jiwer jsonpath jsons markdown2 murmurhash2 \
     ncclient nest-asyncio2 ngboost nvidia-cublas-cu11 parse parsl parsy pathy pbspark persistent pkginfo2 psycopg-binary \

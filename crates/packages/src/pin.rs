@@ -93,7 +93,7 @@ fn leading_name(requirement: &str) -> &str {
 }
 
 fn direct(name: &str) -> PackageError {
-    let name = name.chars().filter(|c| c.is_ascii_graphic()).take(100).collect::<String>();
+    let name = name.chars().filter(char::is_ascii_graphic).take(100).collect::<String>();
     PackageError::new(Reason::DirectReference, format!("{name} would come from an address and not from the package index"))
 }
 

@@ -62,7 +62,8 @@ fn find_tool(config: &PackagesConfig, target: &Target) -> Option<Tool> {
     let pip = || Some(target.root.join("pip.zip")).filter(|pip| pip.is_file()).map(Tool::Pip);
     match &config.uv {
         Some(none) if none.as_os_str().is_empty() => return pip(),
-        Some(uv) => return Some(Tool::Uv(uv.clone())),
+        // It is started in another folder.
+        Some(uv) => return Some(Tool::Uv(std::path::absolute(uv).unwrap_or_else(|_| uv.clone()))),
         None => {}
     }
     let beside = target.root.parent().map(|build| build.join("tools/bin"));

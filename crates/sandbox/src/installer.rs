@@ -4,6 +4,7 @@
 //! capabilities, also as root; what the kernel refuses user code it refuses an installer too, and device nodes, sockets of
 //! the machine and listening besides. Where the kernel has a layer not, or refuses it, the others hold.
 
+use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -57,7 +58,10 @@ impl InstallerCage {
     /// A filter program in hexadecimal, with which a process starts no further one. Empty for an architecture without rules.
     pub fn no_programs(&self) -> String {
         let program = native_arch().and_then(|arch| no_programs_program(arch).ok()).unwrap_or_default();
-        program.iter().map(|byte| format!("{byte:02x}")).collect()
+        program.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 
     /// Puts the command in a process group of its own, under the limits, without any right beyond a plain user's, and

@@ -453,11 +453,9 @@ async fn what_a_call_does_to_a_set_breaks_no_later_call_and_no_later_server() {
         if home != Home::User {
             continue;
         }
-        let closed = format!(
-            "import good_one, os\nmodule = good_one.__file__\nset_ = os.path.dirname(os.path.dirname(module))\n\
-             [os.chmod(path, 0) for path in (module, set_, os.path.dirname(set_))]"
-        );
-        assert_eq!(shop.run(&["good-one"], &closed).await["success"], true);
+        let closed = "import good_one, os\nmodule = good_one.__file__\nset_ = os.path.dirname(os.path.dirname(module))\n\
+             [os.chmod(path, 0) for path in (module, set_, os.path.dirname(set_))]";
+        assert_eq!(shop.run(&["good-one"], closed).await["success"], true);
         let directory = shop.folder.path().join("packages");
         drop(shop.server);
         let (url, wheel) = (index.url(), "good_one-1.0-py3-none-any.whl");
@@ -531,6 +529,54 @@ async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_on
     let broken = [&settings[..2], &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")], &settings[3..]].concat();
     let shop = Shop::open(Home::Caller, Tool::Uv, &broken);
     assert_eq!(shop.run(&["good-one"], code).await["stdout"], "1.0 False\n");
+}
+
+/// `research/review.md` C17b: a server that only ever fetched kept all of it.
+#[tokio::test]
+async fn what_was_fetched_counts_in_what_all_packages_may_take() {
+    let bucket = tempfile::tempdir().unwrap();
+    let endpoint = s3(bucket.path()).await;
+    let index = Index::start();
+    let large = "#".repeat(700_000);
+    for name in ["large-one", "large-two"] {
+        let module = name.replace('-', "_");
+        let bytes = wheel(name, "1.0", &[], &[(&format!("{module}.py"), &large)]);
+        index.add(name, &format!("{module}-1.0-py3-none-any.whl"), bytes, Manner::Well);
+    }
+    let url = index.url();
+    let settings = [
+        ("PACKAGE_INDEX", &*url),
+        ("S3_BUCKET", "shared"),
+        ("AWS_ENDPOINT_URL", &*endpoint),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "of-the-bucket"),
+        ("AWS_REGION", "eu-west-1"),
+        ("PACKAGE_CACHE_MB", "1"),
+    ];
+    let objects = || std::fs::read_dir(bucket.path().join("shared/code-interpreter/packages/v1")).into_iter().flatten().count();
+    let first = Shop::open(Home::Caller, Tool::Uv, &settings);
+    for (name, kept) in [("large-one", 1), ("large-two", 2)] {
+        assert_eq!(first.run(&[name], "1").await["success"], true);
+        let started = Instant::now();
+        while objects() < kept {
+            assert!(started.elapsed() < Duration::from_secs(30), "nothing was offered to the bucket");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let served = || ["large_one", "large_two"].map(|module| index.times_served(&format!("{module}-1.0-py3-none-any.whl")));
+    let (before, second) = (served(), Shop::open(Home::Caller, Tool::Uv, &settings));
+    let within = |folder: &str| std::fs::read_dir(second.folder.path().join("packages").join(folder)).unwrap().count();
+    for name in ["large-one", "large-two"] {
+        assert_eq!(second.run(&[name], "1").await["success"], true);
+        // While its bytecode is being compiled a set is in use.
+        let started = Instant::now();
+        while within("compiled") == 0 {
+            assert!(started.elapsed() < Duration::from_secs(30), "no bytecode");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert_eq!(served(), before, "both were fetched");
+    assert_eq!(within("sets"), 1, "there is room for one");
 }
 
 #[tokio::test]

@@ -237,3 +237,13 @@ fn each_install_has_downloads_of_its_own() {
     assert!(!kept.exists(), "an installer would fail on it for ever");
     assert!(self::cache(&root.path().join("other"), 1 << 30, false).downloads().is_none());
 }
+
+#[test]
+fn a_package_that_nests_folders_without_end_is_refused() {
+    let root = tempfile::tempdir().expect("a folder");
+    let cache = cache(root.path(), 1 << 30, true);
+    let work = cache.work().expect("a folder");
+    std::fs::create_dir_all(work.0.join("target").join("deep/".repeat(200))).expect("made");
+    let error = cache.publish(&work.0.join("target"), "a").expect_err("refused");
+    assert!(error.to_string().contains("nests folders too deep") && cache.lease("a").is_none(), "{error}");
+}

@@ -129,11 +129,9 @@ def _take_descriptors(channel, out, err, shared, ruleset=None):
     os.dup2(err, 2)
     channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _CHANNEL_FD)
     shared = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, channel + 1)
-    last = shared
     if ruleset is not None:
-        last = ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, shared + 1)
-    os.closerange(3, channel)
-    os.closerange(last + 1, 1 << 20)
+        ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, shared + 1)
+    linux.close_all_but((channel, shared, ruleset))
     return channel, shared, ruleset
 
 
@@ -160,6 +158,8 @@ def _confine(cage, parent, spawn, ruleset_fd):
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)
     _limit(resource.RLIMIT_FSIZE, spawn["file_size_bytes"])
     _limit(resource.RLIMIT_NPROC, spawn["processes"])
+    _limit(resource.RLIMIT_MSGQUEUE, 0)  # POSIX message queues outlive who made them, and can't be listed
+    linux.leave_session_keyring()
     cage.close_kernel(ruleset_fd, own_user=uid is not None)
     if ruleset_fd is not None:
         os.close(ruleset_fd)

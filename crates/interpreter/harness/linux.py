@@ -15,6 +15,7 @@ _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_ADD_RULE = 445
 _LANDLOCK_RESTRICT_SELF = 446
 _CAPABILITY_VERSION_3 = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 try:
     import ctypes
@@ -88,6 +89,27 @@ def drop_capabilities():
         return errno.ENOSYS
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     return _call("capset", header, _NO_CAPABILITIES)
+
+
+def close_all_but(kept):
+    """Closes every descriptor from 3 on that is not named. `os.closerange` would try a million numbers one by one where
+    the kernel refuses `close_range`."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in kept:
+            try:
+                os.close(fd)
+            except OSError:  # the list's own, which is closed already
+                pass
+
+
+def leave_session_keyring():
+    """Keys that this process adds to its session's key ring end with it, whatever ring its parent was given."""
+    number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)
+    if number is None or _libc is None:
+        return errno.ENOSYS
+    joined = _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
+    return 0 if joined >= 0 else ctypes.get_errno()
 
 
 def die_with_parent(parent):

@@ -137,7 +137,7 @@ def enter(flags, view):
     pid = os.fork()
     if pid:
         # Of the zygote's descriptors none may stay open here: their ends are how a death is noticed.
-        os.closerange(3, 1 << 16)
+        linux.close_all_but(())
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
     refused = _settle(view)

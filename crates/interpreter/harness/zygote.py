@@ -37,7 +37,8 @@ def main(config):
             config["visible"], config["state_directory"], config["shared_memory_bytes"], config["allow_network"]
         )
         flags = namespaces.wanted(config["allow_network"])
-        held["namespaces"] = namespaces.try_all(flags, view)
+        # In a PID namespace a number means nothing to the supervisor: its handles must be descriptors.
+        held["namespaces"] = _handles_refused() or namespaces.try_all(flags, view)
         if held["namespaces"] == 0:
             namespaces.enter(flags, view)
     held |= {
@@ -114,9 +115,30 @@ def _be_killed_before_the_supervisor():
 
 def _announce(control, **message):
     """Says that a stage is ready, with a handle on this process."""
-    handle = os.pidfd_open(os.getpid())
-    socket.send_fds(control, [_message(**message)], [handle])
-    os.close(handle)
+    _send_with_handle(control, os.getpid(), message)
+
+
+def _send_with_handle(control, pid, message):
+    fds, number = _handle(pid)
+    socket.send_fds(control, [_message(number=number, **message)], fds)
+    _close_all(fds)
+
+
+def _handle(pid):
+    """A descriptor that stands for the process, or where the kernel refuses those, its number and start time."""
+    try:
+        return [os.pidfd_open(pid)], None
+    except OSError:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return [], (pid, int(file.read().rpartition(b")")[2].split()[19]))
+
+
+def _handles_refused():
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return error.errno
+    return 0
 
 
 def _prepare_interpreter(config):
@@ -198,9 +220,7 @@ def _spawn(control, cage, spawn, fds, children, kernel_warm):
         kernel.main(fds, cage, 0 if namespaces.in_use() else _parent_of_fork, spawn, kernel_warm)
     _close_all(fds)
     children[pid] = spawn["id"]
-    handle = os.pidfd_open(pid)
-    socket.send_fds(control, [_message(spawned=spawn["id"])], [handle])
-    os.close(handle)
+    _send_with_handle(control, pid, {"spawned": spawn["id"]})
 
 
 def _reap(control, children):

@@ -526,7 +526,7 @@ impl Inner {
         if let Some(birth) = birth {
             birth.announce(spawned.pid);
         }
-        let death = spawned.handle.try_clone().map_err(|error| error.to_string())?;
+        let death = spawned.handle.death().map_err(|error| error.to_string())?;
         let process = KernelProcess::new(
             spawned.pid,
             spawned.handle,

@@ -62,11 +62,29 @@ pub(crate) struct Spawned {
     pub(crate) exited: oneshot::Receiver<i32>,
 }
 
+/// A process, and the clock tick after boot at which it was started: instead of a descriptor, where the kernel refuses it.
+type Number = (i32, u64);
+
+/// The handle that came with a message: the first of its descriptors, or a number.
+fn handle(number: Option<Number>, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Pidfd> {
+    match number {
+        Some((pid, started)) => Some(Pidfd::of_number(pid, started)),
+        None => fds.next().map(Pidfd::new),
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32>, following: Option<i32> },
-    Spawned { spawned: u64 },
+    Ready {
+        ready: String,
+        missing: Vec<String>,
+        held: Held,
+        heir: Option<i32>,
+        following: Option<i32>,
+        number: Option<Number>,
+    },
+    Spawned { spawned: u64, number: Option<Number> },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
 }
@@ -156,9 +174,10 @@ impl Link {
     }
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, held, heir, following }) => {
-                let process = fds.into_iter().next().map(Pidfd::new);
+            Ok(Message::Ready { ready, missing, held, heir, following, number }) => {
+                let process = handle(number, &mut fds);
                 let pid = process.as_ref().and_then(Pidfd::pid);
                 if let Some(process) = process {
                     let _ = self.process.set(process);
@@ -168,9 +187,8 @@ impl Link {
                 tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
                 self.state.send_replace(StageState::Ready { missing, held, heir, baseline_bytes, processes });
             }
-            Ok(Message::Spawned { spawned }) => {
-                let handle = fds.into_iter().next().map(Pidfd::new);
-                let kernel = handle.and_then(|handle| Some((handle.pid()?, handle)));
+            Ok(Message::Spawned { spawned, number }) => {
+                let kernel = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
                 self.announce(spawned, kernel.ok_or_else(|| "it ended at once".to_owned()));
             }
             Ok(Message::Failed { failed, reason }) => self.announce(failed, Err(format!("the zygote could not fork: {reason}"))),

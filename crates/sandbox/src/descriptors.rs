@@ -2,16 +2,17 @@
 //!
 //! Rule: every descriptor is close-on-exec and, on our side, non-blocking.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, OFlags};
-use rustix::io::{IoSliceMut, ReadWriteFlags};
+use rustix::io::IoSliceMut;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     SocketFlags, SocketType,
 };
-use rustix::process::{PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
 /// A packet socket that carries whole messages and descriptors.
@@ -111,26 +112,29 @@ pub fn kernel_descriptors(shared_size: u64) -> io::Result<(SupervisorDescriptors
     for fd in [&channel, &stdout, &stderr] {
         set_nonblocking(fd)?;
     }
-    let shared = rustix::fs::memfd_create("code-interpreter-output", MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&shared, shared_size)?;
-    let child_shared = shared.try_clone()?;
+    let shared = nameless_file("code-interpreter-output")?;
+    shared.set_len(shared_size)?;
+    let child_shared = shared.try_clone()?.into();
+    let shared = shared.into();
     Ok((SupervisorDescriptors { channel, stdout, stderr, shared }, KernelDescriptors(vec![theirs, out, err, child_shared])))
 }
 
-/// A file in memory with these contents, positioned at its start.
+/// A file without a name that has these contents, positioned at its start.
 ///
 /// # Errors
-/// When the system is out of descriptors or memory.
+/// When the system is out of descriptors, memory or disk.
 pub fn memory_file(contents: &[u8]) -> io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create("code-interpreter-start", MemfdFlags::CLOEXEC)?;
-    let mut rest = contents;
-    let mut offset = 0;
-    while !rest.is_empty() {
-        let written = rustix::io::pwritev2(&file, &[io::IoSlice::new(rest)], offset, ReadWriteFlags::empty())?;
-        rest = &rest[written..];
-        offset += written as u64;
+    let file = nameless_file("code-interpreter-start")?;
+    file.write_all_at(contents, 0)?;
+    Ok(file.into())
+}
+
+/// In memory, or where the kernel refuses that, in the temporary directory and unlinked. `name` is for who reads `/proc`.
+fn nameless_file(name: &str) -> io::Result<File> {
+    match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC) {
+        Ok(fd) => Ok(fd.into()),
+        Err(_) => tempfile::tempfile(),
     }
-    Ok(file)
 }
 
 /// Reads up to `most` bytes from a stream socket, with descriptors that came along; nothing at its end.
@@ -161,61 +165,6 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?;
     Ok(())
-}
-
-/// A handle on a process that can't come to mean another one.
-#[derive(Debug)]
-pub struct Pidfd(OwnedFd);
-
-impl Pidfd {
-    /// Wraps a descriptor made by `pidfd_open`.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-
-    /// Opens a handle on a process; `None` when there is none.
-    pub fn open(pid: i32) -> Option<Self> {
-        let pid = rustix::process::Pid::from_raw(pid)?;
-        rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
-    }
-
-    /// The process's id as this process counts, whatever namespace it lives in; `None` when it has gone.
-    pub fn pid(&self) -> Option<i32> {
-        let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&self.0));
-        let text = std::fs::read_to_string(path).ok()?;
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-        (pid > 0).then_some(pid)
-    }
-
-    /// Another descriptor of the same process.
-    ///
-    /// # Errors
-    /// When the system is out of descriptors.
-    pub fn try_clone(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
-    }
-
-    /// Ends the process at once.
-    pub fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    /// Lets the process go on, if somebody has stopped it.
-    pub fn resume(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        let _ = rustix::process::pidfd_send_signal(&self.0, signal);
-    }
-
-    /// Waits until the process has ended (it may be a zombie), at most `milliseconds`.
-    pub(crate) fn wait_dead(&self, milliseconds: i64) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec};
-        let timeout = Timespec { tv_sec: milliseconds / 1000, tv_nsec: (milliseconds % 1000) * 1_000_000 };
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1..))
-    }
 }
 
 /// Registers a descriptor with the runtime's poller.

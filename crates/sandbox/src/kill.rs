@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::descriptors::Pidfd;
+use crate::pidfd::Pidfd;
 use crate::proc::{self, Stat};
 
 /// Rounds of stop, rescan and kill before giving up on a tree that grows faster than it can be stopped.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use crate::descriptors::Pidfd;
+use crate::pidfd::Pidfd;
 use crate::proc::{self, Stat};
 
 /// Looks before giving up on processes that start others faster than they can be ended.

@@ -12,6 +12,7 @@ mod kill;
 mod landlock;
 mod leftovers;
 mod nagle;
+mod pidfd;
 mod proc;
 mod removal;
 mod seccomp;
@@ -24,12 +25,13 @@ mod usage;
 pub use crate::cgroup::Cgroup;
 pub use crate::landlock::Landlock;
 pub use descriptors::{
-    ControlSocket, KernelDescriptors, Pidfd, SupervisorDescriptors, kernel_descriptors, memory_file, receive, waiting_bytes, watched,
+    ControlSocket, KernelDescriptors, SupervisorDescriptors, kernel_descriptors, memory_file, receive, waiting_bytes, watched,
 };
 pub use installer::{InstallerCage, InstallerLimits};
 pub use kill::{Birth, KernelProcess, Reaper};
 pub use leftovers::{end_leftovers, is_user_alive};
 pub use nagle::send_at_once;
+pub use pidfd::Pidfd;
 pub use proc::threads_of_user;
 pub use removal::{remove, remove_as};
 pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs, without_mounts_program};

@@ -73,13 +73,13 @@ impl LimitsInfo {
 pub enum LayerState {
     /// It was tried and it holds.
     Active,
-    /// It was tried and the kernel said no.
+    /// It was tried, and the kernel (or who else must grant it) said no.
     Refused,
     /// The operator's settings leave it off.
     Off,
     /// It does not apply here.
     NotApplicable,
-    /// Not known yet: the interpreter is still starting.
+    /// Not known yet: the interpreter is still starting, or no call has tried it.
     Unknown,
 }
 
@@ -92,7 +92,7 @@ pub struct Layer {
     pub state: LayerState,
     /// What it does.
     pub effect: &'static str,
-    /// Why it is refused or off.
+    /// Why it is not active.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

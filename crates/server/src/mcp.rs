@@ -174,12 +174,16 @@ impl McpServer {
         on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send),
     ) -> Outcome {
         let Some(invocation) = invocation else { return self.0.execute(request, on_output).await };
-        if let Err(reason) = invocation.guard.before_code().await {
-            tracing::error!(reason, "user code was not run");
-            return Outcome::refused(ErrorCode::Internal, reason);
-        }
+        let warning = match invocation.guard.before_code().await {
+            Ok(warning) => warning,
+            Err(reason) => {
+                tracing::error!(reason, "user code was not run");
+                return Outcome::refused(ErrorCode::Internal, reason);
+            }
+        };
         request.deadline = Some(invocation.latest_end());
-        let outcome = self.0.execute(request, on_output).await;
+        let mut outcome = self.0.execute(request, on_output).await;
+        outcome.result.warnings.extend(warning);
         invocation.guard.after_code().await;
         outcome
     }

@@ -1,6 +1,6 @@
 //! The tools, each written once: what every door calls.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use interpreter::Engine;
@@ -20,7 +20,7 @@ pub struct Interpreter {
     defaults: CallDefaults,
     packages: Arc<Packages>,
     /// Protections that the door adds to the engine's.
-    door_layers: Vec<Layer>,
+    door_layers: RwLock<Vec<Layer>>,
 }
 
 /// The answer of `list_preinstalled_packages`.
@@ -58,14 +58,19 @@ impl Interpreter {
         let target =
             Target { root: tree.root().to_owned(), python: tree.python(), site: tree.site(), version: tree.python_version() };
         let packages = Arc::new(Packages::new(packages, target, engine.reaper(), engine.has_landlock()));
-        Arc::new(Self { engine, defaults, packages, door_layers })
+        Arc::new(Self { engine, defaults, packages, door_layers: RwLock::new(door_layers) })
     }
 
     /// Every protection, as it stands.
     pub fn layers(&self) -> Vec<Layer> {
         let mut layers = environment::layers(&self.engine.status());
-        layers.extend_from_slice(&self.door_layers);
+        layers.extend_from_slice(&self.door_layers.read().unwrap_or_else(PoisonError::into_inner));
         layers
+    }
+
+    /// How the protections that the door adds stand now.
+    pub fn set_door_layers(&self, layers: Vec<Layer>) {
+        *self.door_layers.write().unwrap_or_else(PoisonError::into_inner) = layers;
     }
 
     /// What can be imported, and how more can be had.

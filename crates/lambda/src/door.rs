@@ -3,6 +3,7 @@
 //! Rule: who calls and how long it may take comes from the Lambda context, never from a header of the client.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,11 +34,19 @@ pub(crate) struct Door {
     interpreter: Arc<Interpreter>,
     lock: Option<Arc<Lock>>,
     workspace: Option<Arc<Workspace>>,
+    /// Where the Runtime API is, when a library has the connection to it.
+    library_to: Option<SocketAddr>,
 }
 
 impl Door {
-    pub(crate) fn new(router: Router, interpreter: Arc<Interpreter>, lock: Option<Lock>, workspace: Option<Workspace>) -> Self {
-        Self { router, interpreter, lock: lock.map(Arc::new), workspace: workspace.map(Arc::new) }
+    pub(crate) fn new(
+        router: Router,
+        interpreter: Arc<Interpreter>,
+        lock: Option<Arc<Lock>>,
+        workspace: Option<Workspace>,
+        library_to: Option<SocketAddr>,
+    ) -> Self {
+        Self { router, interpreter, lock, workspace: workspace.map(Arc::new), library_to }
     }
 
     /// Answers with a response that is open before user code runs.
@@ -79,9 +88,9 @@ impl Door {
     }
 
     fn admit(&self, request: lambda_http::Request) -> (Request<Body>, Arc<InvocationGuard>) {
-        if let Some(lock) = &self.lock {
+        if let Some(api) = self.library_to {
             // The connection that brought this request takes the response.
-            lock.send_at_once();
+            sandbox::send_at_once(api);
         }
         let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone(), self.interpreter.clone()));
         let deadline = Instant::now() + request.lambda_context_ref().map_or(LONGEST, |context| time_left(context.deadline));

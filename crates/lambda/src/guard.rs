@@ -36,7 +36,7 @@ impl InvocationGuard {
 }
 
 impl Guard for InvocationGuard {
-    fn before_code(&self) -> Boxed<'_, Result<(), String>> {
+    fn before_code(&self) -> Boxed<'_, Result<Option<String>, String>> {
         Box::pin(async {
             if let Some(workspace) = &self.workspace
                 && workspace.code_may_have_run()
@@ -44,10 +44,12 @@ impl Guard for InvocationGuard {
                 // The run before this one was given up, and what comes after a run did not come.
                 self.clean(workspace).await;
             }
-            let Some(lock) = &self.lock else { return Ok(()) };
+            let Some(lock) = &self.lock else { return Ok(None) };
             self.wanted.send_replace(true);
             let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
-            lock.confirm().await
+            let confirmed = lock.confirm().await;
+            self.interpreter.set_door_layers(vec![lock.layer()]);
+            confirmed
         })
     }
 

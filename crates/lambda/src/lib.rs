@@ -4,9 +4,12 @@
 //! can read it; the response is open, and the Runtime API closed, before user code runs; nothing of that code is left
 //! when the response ends.
 
+mod api;
 mod door;
+mod events;
 mod guard;
 mod lock;
+mod runtime;
 mod workspace;
 
 use std::convert::Infallible;
@@ -16,10 +19,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use lambda_http::{Error, service_fn};
-use server::{Interpreter, Layer, LayerState};
-use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, Signals};
+use server::Interpreter;
+use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, ResponseLock, Signals};
 
+use crate::api::Api;
 use crate::door::Door;
+use crate::events::Events;
 use crate::lock::Lock;
 use crate::workspace::Workspace;
 
@@ -62,17 +67,30 @@ pub fn main() -> ExitCode {
 async fn serve() -> Result<(), Error> {
     let settings = Settings::try_parse_from(["bootstrap"]).map_err(|error| error.to_string())?;
     let streaming = settings.lambda.response_streaming;
+    let api = Api::from_environment()?;
+    let events = Arc::new(Events::new(api.clone()));
+    let lock = match settings.lambda.lock()? {
+        ResponseLock::Off => None,
+        asked => Some(Arc::new(Lock::new(events.clone(), asked == ResponseLock::Require))),
+    };
+    let switch = if streaming { "RESPONSE_LOCK" } else { "RESPONSE_STREAMING" };
+    let layer = lock.as_ref().map_or_else(|| lock::off(&format!("{switch} is off")), |lock| lock.layer());
     // The Python stack is imported meanwhile: a client's first message does not wait for it.
-    let interpreter = settings.engine.start(false, vec![response_lock(streaming)]).await?;
+    let interpreter = settings.engine.start(false, vec![layer]).await?;
     let stopped = stop_signal().await?;
-    let door = door(&settings, &interpreter)?;
+    let locked = lock.is_some();
+    if !locked {
+        tracing::warn!("{switch} is off: user code can read its own event and forge its answer");
+    }
+    let door = door(&settings, &interpreter, lock, &api)?;
     tokio::select! {
         result = async {
-            if streaming {
+            if locked {
+                runtime::run(&events, &door).await
+            } else if streaming {
                 let service = service_fn(move |request| answer(door.clone(), request, Door::stream));
                 lambda_http::run_with_streaming_response(service).await
             } else {
-                tracing::warn!("RESPONSE_STREAMING is off: user code can read its own event and forge its answer");
                 lambda_http::run(service_fn(move |request| answer(door.clone(), request, Door::buffer))).await
             }
         } => result,
@@ -81,13 +99,18 @@ async fn serve() -> Result<(), Error> {
     }
 }
 
-fn door(settings: &Settings, interpreter: &Arc<Interpreter>) -> Result<Arc<Door>, Error> {
+fn door(
+    settings: &Settings,
+    interpreter: &Arc<Interpreter>,
+    lock: Option<Arc<Lock>>,
+    api: &Api,
+) -> Result<Arc<Door>, Error> {
     let mut options = settings.http.options()?;
     // API Gateway answers to its own names only.
     options.names = options.names.of_any_host();
-    let lock = settings.lambda.response_streaming.then(Lock::from_environment).transpose()?;
     let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
-    Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace)))
+    let library_to = if lock.is_some() { None } else { api.socket_address() };
+    Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace, library_to)))
 }
 
 async fn answer<F, R>(door: Arc<Door>, request: lambda_http::Request, how: F) -> Result<R, Infallible>
@@ -95,15 +118,6 @@ where
     F: AsyncFn(&Door, lambda_http::Request) -> R,
 {
     Ok(how(&door, request).await)
-}
-
-fn response_lock(streaming: bool) -> Layer {
-    Layer {
-        name: "response_lock",
-        state: if streaming { LayerState::Active } else { LayerState::Off },
-        effect: "the answer is open and the Runtime API closed before the code runs: it can't read its event or forge its answer",
-        reason: (!streaming).then(|| "RESPONSE_STREAMING is off".to_owned()),
-    }
 }
 
 /// Completes on a signal that ends the program. Lambda sends SIGTERM only to a function that has an extension: this one asks

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::function::Function;
+use super::function::Function;
 
 /// Speaks to the Runtime API, whose address code can find by trying the ports of its machine.
 const SPEAK: &str = r"
@@ -66,8 +66,8 @@ fn the_function_can_not_be_read_by_its_own_user() {
     let expected =
         "environ PermissionError\nmaps PermissionError\nmem PermissionError\nauxv PermissionError\nfd PermissionError\nNone\n";
     assert_eq!(result["stdout"], expected, "{result:#}");
-    let (_, _, text) = function.post("/lambda/mcp/", &[], &crate::function::call("get_environment_info", &json!({})));
-    let environment = crate::function::message(&text)["result"]["structuredContent"].clone();
+    let (_, _, text) = function.post("/lambda/mcp/", &[], &super::function::call("get_environment_info", &json!({})));
+    let environment = super::function::message(&text)["result"]["structuredContent"].clone();
     let state = |name: &str| {
         environment["sandbox"].as_array().unwrap().iter().find(|layer| layer["name"] == name).unwrap()["state"].clone()
     };
@@ -125,7 +125,7 @@ fn a_function_whose_code_kills_it_works_again() {
     let function = Function::start();
     let kill = "import os\npid = os.getppid()\nwhile open(f'/proc/{pid}/comm').read().startswith('python'):\n    \
                 pid = int(open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[1])\nos.kill(pid, 9)\nimport time; time.sleep(9)";
-    let (_, _, text) = function.post("/lambda/mcp/", &[], &crate::function::call("execute_python", &json!({"code": kill})));
+    let (_, _, text) = function.post("/lambda/mcp/", &[], &super::function::call("execute_python", &json!({"code": kill})));
     assert!(!text.contains("\"success\":true"), "{text}");
     assert_eq!(function.run("2 + 3")["result"], "5");
 }

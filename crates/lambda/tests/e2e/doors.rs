@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::function::{Function, call, message};
+use super::function::{Function, call, message};
 
 #[test]
 fn the_smoke_test_passes_as_against_aws() {

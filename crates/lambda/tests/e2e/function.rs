@@ -37,6 +37,17 @@ fn emulator() -> PathBuf {
     pythons.flatten().map(|python| python.path().join(&inside)).find(|path| path.exists()).unwrap()
 }
 
+/// Starts a program as a function's user, and in an IPC namespace of its own: a function has its machine to itself.
+fn alone(program: &Path) -> Command {
+    if !homes::is_root() {
+        return Command::new(program);
+    }
+    let user = homes::USER.to_string();
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args(["--ipc", "setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"]).arg(program);
+    command
+}
+
 impl Function {
     /// With the smallest stack.
     pub(crate) fn start() -> Self {
@@ -49,13 +60,11 @@ impl Function {
         let programs = [bootstrap, &homes::jail_beside(bootstrap), &emulator(), &built.join("examples/local_gateway")];
         let (tree, [bootstrap, jail, emulator, local_gateway]) = homes::reachable(programs);
         let temporary = tempfile::tempdir().unwrap();
-        let mut command = Command::new(local_gateway);
+        let mut command = alone(&local_gateway);
         command.arg("--rie").arg(emulator).arg("--bootstrap").arg(bootstrap).args(gateway);
-        command.arg("--launcher").arg(format!("{} lambda", jail.display()));
+        command.arg("--launcher").arg(format!("{} {}", jail.display(), super::JAIL));
         if homes::is_root() {
-            use std::os::unix::process::CommandExt;
             std::os::unix::fs::chown(temporary.path(), Some(homes::USER), Some(homes::USER)).unwrap();
-            command.uid(homes::USER).gid(homes::USER);
         }
         command.env_clear().env("PATH", "/usr/bin:/bin").env("PYTHON_TREE", tree).env("TMPDIR", temporary.path());
         command.env("PRELOAD", "core").envs(settings.iter().copied()).current_dir("/").stdin(Stdio::null());

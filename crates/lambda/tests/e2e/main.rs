@@ -1,9 +1,25 @@
 //! The function under AWS's own emulator, as a user who has next to no rights on a kernel that refuses what Lambda's does,
-//! behind a stand-in for API Gateway.
+//! behind a stand-in for API Gateway; under stand-ins for other Runtime APIs; and what goes into an account.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test says by failing what is wrong")]
 
-mod attacks;
 mod deploy;
-mod doors;
-mod function;
 mod templates;
+
+/// On a kernel that refuses what Lambda's is known to refuse.
+#[path = "."]
+mod lambda {
+    const JAIL: &str = "lambda";
+    mod attacks;
+    mod doors;
+    mod function;
+}
+
+/// The same tests on a kernel that refuses what nobody has confirmed there too.
+#[expect(clippy::duplicate_mod, reason = "each test is meant twice")]
+#[path = "."]
+mod strict {
+    const JAIL: &str = "strict";
+    mod attacks;
+    mod doors;
+    mod function;
+}

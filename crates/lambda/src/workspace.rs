@@ -1,9 +1,11 @@
-//! The function's temporary directory, which outlives a call.
+//! What outlives a call in a function: its temporary directory, System V objects and keys.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use sandbox::Leftovers;
 
 /// What is wiped after each call, and what of it stays.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ pub(crate) struct Workspace {
     root: PathBuf,
     /// The engine's own, and the packages', which are checked before each use.
     keep: [PathBuf; 2],
+    /// What is wiped besides.
+    leftovers: Leftovers,
     user: u32,
     /// Since it was last clean.
     code_ran: AtomicBool,
@@ -23,6 +27,7 @@ impl Workspace {
         in_function.then(|| Self {
             root: std::env::temp_dir(),
             keep: keep.map(Path::to_owned),
+            leftovers: Leftovers::of_this_machine(),
             user: sandbox::user_id(),
             code_ran: AtomicBool::new(false),
         })
@@ -33,9 +38,9 @@ impl Workspace {
         self.code_ran.swap(true, Ordering::AcqRel)
     }
 
-    /// Removes all that this user has left there. Blocks.
+    /// Removes all that this user has left. Blocks.
     pub(crate) fn wipe(&self) -> io::Result<()> {
-        let mut result = Ok(());
+        let mut result = self.leftovers.remove(self.user);
         for entry in std::fs::read_dir(&self.root)? {
             let path = entry?.path();
             if self.keep.contains(&path) {
@@ -76,6 +81,7 @@ mod tests {
         let workspace = Workspace {
             root: root.path().to_owned(),
             keep: [keep.clone(), root.path().join("packages")],
+            leftovers: Leftovers { system_v: false, keys: false },
             user: sandbox::user_id(),
             code_ran: AtomicBool::new(false),
         };

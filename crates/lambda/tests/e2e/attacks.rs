@@ -102,6 +102,31 @@ fn nothing_is_left_for_the_next_caller() {
     }
 }
 
+/// They are no files and end with no process: System V objects, POSIX message queues, keys.
+#[test]
+fn what_is_left_without_a_file_is_gone_for_the_next_caller() {
+    let function = Function::start();
+    let numbers = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nX86 = os.uname().machine == 'x86_64'\n\
+                   add_key, keyctl = (248, 250) if X86 else (217, 219)\n";
+    // The segment may be read by nobody and belongs to somebody else; the ring is the zygote's session, for kernels to come.
+    let leave = "made = [libc.shmget(4242, 4096, 0o1000), libc.shmget(4243, 4096, 0o1666), libc.msgget(4242, 0o1666), libc.semget(4242, 1, 0o1666)]\n\
+                 owner = (ctypes.c_char * 256)()\nlibc.shmctl(made[1], 2, owner)\n\
+                 ctypes.c_uint.from_buffer(owner, 4).value = 65534\nprint(libc.shmctl(made[1], 1, owner))\n\
+                 print(all(number >= 0 for number in made))\n\
+                 print(libc.mq_open(b'/left', 0o102, 0o666, None), ctypes.get_errno())\n\
+                 for ring in (-4, -5, -3): libc.syscall(add_key, b'user', b'left', b'x', 1, ring)\n\
+                 libc.syscall(keyctl, 18)";
+    let look = "print([line for kind in ('shm', 'msg', 'sem') for line in open('/proc/sysvipc/' + kind).read().splitlines()[1:]])\n\
+                print(libc.mq_open(b'/left', 0, 0, None) >= 0)\n\
+                print([libc.syscall(keyctl, 10, ring, b'user', b'left', 0) >= 0 for ring in (-4, -5, -3)])";
+    for _ in 0..2 {
+        let result = function.run(&format!("{numbers}{leave}"));
+        assert_eq!(result["stdout"], "0\nTrue\n-1 24\n", "{result:#}");
+        let result = function.run(&format!("{numbers}{look}"));
+        assert_eq!(result["stdout"], "[]\nFalse\n[False, False, False]\n", "{result:#}");
+    }
+}
+
 #[test]
 fn an_engine_whose_directory_was_harmed_serves_the_next_call() {
     let function = Function::start();

@@ -38,7 +38,7 @@ fn emulator() -> PathBuf {
 }
 
 /// Starts a program as a function's user, and in an IPC namespace of its own: a function has its machine to itself.
-fn alone(program: &Path) -> Command {
+pub(super) fn alone(program: &Path) -> Command {
     if !homes::is_root() {
         return Command::new(program);
     }

@@ -10,6 +10,7 @@ mod templates;
 mod lambda {
     const JAIL: &str = "lambda";
     mod attacks;
+    mod cores;
     mod doors;
     mod function;
 }

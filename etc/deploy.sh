@@ -104,7 +104,7 @@ case ${1:-} in
     ;;
   apigw.deploy)
     account
-    need APIGW_STACK P_API_STAGE P_FN_MEMORY P_FN_TIMEOUT P_CODE_MEMORY P_PRELOAD P_POLICY P_RESPONSE_STREAMING \
+    need APIGW_STACK P_API_STAGE P_FN_MEMORY P_FN_TIMEOUT P_CODE_MEMORY P_PRELOAD P_POLICY P_RESPONSE_STREAMING P_RESPONSE_LOCK \
       P_TENANT_ISOLATION P_AUTHORIZATION P_CONCURRENCY P_RATE_LIMIT P_DAILY_QUOTA P_API_LOGS_ROLE P_LOG_RETENTION_DAYS
     [ -z "${P_VPC_ID:-}" ] || need P_SUBNET_IDS
     [ "$P_AUTHORIZATION" != Cognito ] || need P_USER_POOL_ARN
@@ -117,6 +117,9 @@ case ${1:-} in
     one_of P_PRELOAD core data plot all
     one_of P_POLICY open restricted
     one_of P_RESPONSE_STREAMING true false
+    one_of P_RESPONSE_LOCK require prefer off
+    [ "$P_RESPONSE_STREAMING/$P_RESPONSE_LOCK" != false/require ] ||
+      refuse "in $ENVIRONMENT: P_RESPONSE_LOCK=require needs P_RESPONSE_STREAMING=true: a buffered answer can't be locked"
     one_of P_TENANT_ISOLATION PER_TENANT NONE
     one_of P_AUTHORIZATION ApiKey IAM Cognito
     one_of P_API_LOGS_ROLE create existing
@@ -128,7 +131,7 @@ case ${1:-} in
     parameters=()
     while IFS= read -r pair; do parameters+=("$pair"); done < <(pairs LayerArn O_LAYER_ARN Architecture ARCH \
       StageName P_API_STAGE Memory P_FN_MEMORY Timeout P_FN_TIMEOUT CodeMemory P_CODE_MEMORY Preload P_PRELOAD Policy P_POLICY \
-      ResponseStreaming P_RESPONSE_STREAMING TenantIsolation P_TENANT_ISOLATION Authorization P_AUTHORIZATION \
+      ResponseStreaming P_RESPONSE_STREAMING ResponseLock P_RESPONSE_LOCK TenantIsolation P_TENANT_ISOLATION Authorization P_AUTHORIZATION \
       UserPoolArn P_USER_POOL_ARN ReservedConcurrency P_CONCURRENCY RateLimit P_RATE_LIMIT DailyQuota P_DAILY_QUOTA \
       ArtefactBucket P_ARTEFACT_BUCKET VpcId P_VPC_ID SubnetIds P_SUBNET_IDS AlarmTopicArn P_ALARM_TOPIC_ARN \
       ApiLogsRole P_API_LOGS_ROLE LogRetentionDays P_LOG_RETENTION_DAYS)

@@ -2,6 +2,7 @@
 # The packaged function and layer under AWS's emulator, behind a stand-in for API Gateway. The makefile builds them first.
 #   etc/local_lambda.sh            serve until it is stopped (PORT, STAGE)
 #   etc/local_lambda.sh COMMAND …  run a command with BASE_URL set, then stop
+# JAIL=strict refuses what was never confirmed in a function, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,8 +27,8 @@ export PYTHON_TREE=$opt/code-interpreter TMPDIR=$temporary MAX_MEMORY_MB=1024
 programs=(build/function-native/bootstrap target/debug/lambda_jail target/debug/examples/local_gateway "$emulator")
 become=()
 if [ "$(id -u)" = 0 ]; then
-  # As in a function: an ordinary user, who may not reach this folder.
-  become=(setpriv --reuid 993 --regid 993 --clear-groups)
+  # As in a function: an ordinary user, who may not reach this folder, alone with its System V objects.
+  become=(unshare --ipc setpriv --reuid 993 --regid 993 --clear-groups)
   chown 993:993 "$temporary"
 fi
 programs_at=$(mktemp -d)
@@ -36,7 +37,7 @@ trap 'kill "$gateway" 2>/dev/null; wait "$gateway" 2>/dev/null; rm -rf "$tempora
 install -m 755 "${programs[@]}" "$programs_at"
 # And on a kernel that refuses what Lambda's does.
 "${become[@]}" "$programs_at/local_gateway" --rie "$programs_at/$(basename "$emulator")" \
-  --bootstrap "$programs_at/bootstrap" --launcher "$programs_at/lambda_jail lambda" \
+  --bootstrap "$programs_at/bootstrap" --launcher "$programs_at/lambda_jail ${JAIL:-lambda}" \
   --port "${PORT:-0}" --stage "${STAGE:-dev}" 2>"$log" &
 gateway=$!
 BASE_URL=

@@ -30,42 +30,32 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         ));
     }
     if images_dropped > 0 {
-        warnings.push(format!("{images_dropped} images were left out: there were too many, they were too large, or they were no PNG or JPEG"));
+        warnings.push(format!(
+            "{images_dropped} images were left out: there were too many, they were too large, or they were no PNG or JPEG"
+        ));
     }
     let Report { value, error: reported, exit, warnings: notes } = report.map(bounded).unwrap_or_default();
     warnings.extend(notes);
     let (error, exit_code) = match ending {
-        Ending::Ended => {
-            match (reported, exit) {
-                (Some(error), _) => {
-                    let code = match error.kind.as_str() {
-                        "MemoryError" => ErrorCode::MemoryLimit,
-                        "PolicyDenied" => ErrorCode::PolicyDenied,
-                        _ => ErrorCode::PythonError,
-                    };
-                    let message = match (code, error.message.as_str()) {
-                        (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
-                        (_, message) => message.to_owned(),
-                    };
-                    let traceback = Some(error.traceback);
-                    (
-                        Some(ExecutionError {
-                            code,
-                            kind: error.kind,
-                            message,
-                            traceback,
-                            line: error.line,
-                            column: error.column,
-                        }),
-                        1,
-                    )
-                }
-                (None, None | Some(0)) => (None, 0),
-                (None, Some(code)) => {
-                    (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
-                }
+        Ending::Ended => match (reported, exit) {
+            (Some(error), _) => {
+                let code = match error.kind.as_str() {
+                    "MemoryError" => ErrorCode::MemoryLimit,
+                    "PolicyDenied" => ErrorCode::PolicyDenied,
+                    _ => ErrorCode::PythonError,
+                };
+                let message = match (code, error.message.as_str()) {
+                    (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),
+                    (_, message) => message.to_owned(),
+                };
+                let traceback = Some(error.traceback);
+                (Some(ExecutionError { code, kind: error.kind, message, traceback, line: error.line, column: error.column }), 1)
             }
-        }
+            (None, None | Some(0)) => (None, 0),
+            (None, Some(code)) => {
+                (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
+            }
+        },
         Ending::Died(Some(status)) if status >= 0 => {
             let message = format!("the process exited with {status} before the code had ended");
             (Some(plain_error(ErrorCode::Exited, "exit", message)), status)

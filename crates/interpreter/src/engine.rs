@@ -15,10 +15,10 @@ use crate::home::{self, Home};
 use crate::isolation::{self, Isolation};
 use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
+use crate::run::Ending;
 use crate::stage::{self, Preload, STAGES};
 use crate::state_dir::{self, StateDir};
 use crate::status::{EngineStatus, StageStatus};
-use crate::run::Ending;
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
 use crate::zygote::{Family, FamilyConfig, Held, Link, StageState};
@@ -230,11 +230,12 @@ impl Engine {
     pub fn status(&self) -> EngineStatus {
         let inner = &self.inner;
         let family = inner.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut held = None;
+        let (mut held, mut orphans_go_to) = (None, None);
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
-                Some(StageState::Ready { missing, held: tried, .. }) => {
+                Some(StageState::Ready { missing, held: tried, heir, .. }) => {
                     held = Some(inner.held(tried));
+                    orphans_go_to = heir;
                     ("ready", missing)
                 }
                 Some(StageState::Starting) => ("starting", Vec::new()),
@@ -256,6 +257,7 @@ impl Engine {
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             held,
             quarantined: inner.state_dir.quarantined.load(Ordering::Relaxed),
+            heir: orphans_go_to,
         }
     }
 
@@ -527,12 +529,7 @@ impl Inner {
             birth.announce(spawned.pid);
         }
         let death = spawned.handle.death().map_err(|error| error.to_string())?;
-        let process = KernelProcess::new(
-            spawned.pid,
-            spawned.handle,
-            uid.unwrap_or_else(sandbox::user_id),
-            contained,
-        );
+        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id), contained);
         // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
         let sees_descriptors = uid.is_some() || contained || held.get("landlock") == Some(&0);
         let seen = (baseline_bytes, sees_descriptors);

@@ -36,6 +36,9 @@ pub struct EngineStatus {
     pub held: Option<Held>,
     /// Calls after which something could not be ended or removed: their directories and users are not used again.
     pub quarantined: usize,
+    /// Who inherits orphans of kernels, where the supervisor does not.
+    #[serde(skip)]
+    pub heir: Option<i32>,
 }
 
 /// How a stage stands.

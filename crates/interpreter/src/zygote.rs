@@ -76,14 +76,7 @@ fn handle(number: Option<Number>, fds: &mut impl Iterator<Item = OwnedFd>) -> Op
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Ready {
-        ready: String,
-        missing: Vec<String>,
-        held: Held,
-        heir: Option<i32>,
-        following: Option<i32>,
-        number: Option<Number>,
-    },
+    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32>, following: Option<i32>, number: Option<Number> },
     Spawned { spawned: u64, number: Option<Number> },
     Exited { exited: u64, status: i32 },
     Failed { failed: u64, reason: String },
@@ -247,13 +240,8 @@ impl Family {
     pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
         let first_control = SOURCES_FD + 1;
         let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
-        let ruleset = config
-            .isolation
-            .landlock
-            .as_ref()
-            .ok()
-            .map(|landlock| landlock.ruleset(config.state_dir, false))
-            .transpose()?;
+        let ruleset =
+            config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir, false)).transpose()?;
         let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
         let landlock = config.isolation.landlock.as_ref().ok();
         let of_landlock = |rights: fn(&Landlock) -> u64| landlock.map_or(0, rights);

@@ -9,6 +9,7 @@ mod door;
 mod events;
 mod guard;
 mod lock;
+mod probes;
 mod runtime;
 mod workspace;
 
@@ -26,6 +27,7 @@ use crate::api::Api;
 use crate::door::Door;
 use crate::events::Events;
 use crate::lock::Lock;
+use crate::probes::Probes;
 use crate::workspace::Workspace;
 
 /// How long the end may take: Lambda gives half a second, and then kills.
@@ -46,11 +48,11 @@ struct Settings {
 pub fn main() -> ExitCode {
     let readable = sandbox::start_again_unreadable();
     settings::start_log(std::env::var_os("LOG").as_deref(), "warn,lambda=info,server=info", LogFormat::Json);
-    if let Err(error) = readable {
+    if let Err(error) = &readable {
         tracing::warn!(%error, "user code can read this process's memory and environment");
     }
     let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::from).and_then(|runtime| {
-        let result = runtime.block_on(serve());
+        let result = runtime.block_on(serve(readable.is_ok()));
         // Kernels that are just being started end with their tasks, and the engine's directory with the last of them.
         runtime.shutdown_timeout(END_PATIENCE);
         result
@@ -64,14 +66,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn serve() -> Result<(), Error> {
+async fn serve(unreadable: bool) -> Result<(), Error> {
     let settings = Settings::try_parse_from(["bootstrap"]).map_err(|error| error.to_string())?;
     let streaming = settings.lambda.response_streaming;
     let api = Api::from_environment()?;
     let events = Arc::new(Events::new(api.clone()));
-    let lock = match settings.lambda.lock()? {
+    let asked = settings.lambda.lock()?;
+    let lock = match asked {
         ResponseLock::Off => None,
-        asked => Some(Arc::new(Lock::new(events.clone(), asked == ResponseLock::Require))),
+        _ => Some(Arc::new(Lock::new(events.clone(), asked == ResponseLock::Require))),
     };
     let switch = if streaming { "RESPONSE_LOCK" } else { "RESPONSE_STREAMING" };
     let layer = lock.as_ref().map_or_else(|| lock::off(&format!("{switch} is off")), |lock| lock.layer());
@@ -82,7 +85,10 @@ async fn serve() -> Result<(), Error> {
     if !locked {
         tracing::warn!("{switch} is off: user code can read its own event and forge its answer");
     }
-    let door = door(&settings, &interpreter, lock, &api)?;
+    let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
+    let emptied = workspace.as_ref().map(Workspace::leftovers);
+    tokio::spawn(Probes { unreadable, lock: asked, emptied }.tell(interpreter.clone()));
+    let door = door(&settings, &interpreter, lock, workspace, &api)?;
     tokio::select! {
         result = async {
             if locked {
@@ -103,12 +109,12 @@ fn door(
     settings: &Settings,
     interpreter: &Arc<Interpreter>,
     lock: Option<Arc<Lock>>,
+    workspace: Option<Workspace>,
     api: &Api,
 ) -> Result<Arc<Door>, Error> {
     let mut options = settings.http.options()?;
     // API Gateway answers to its own names only.
     options.names = options.names.of_any_host();
-    let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
     let library_to = if lock.is_some() { None } else { api.socket_address() };
     Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace, library_to)))
 }

@@ -64,9 +64,10 @@ impl Lock {
         let now = if let Verdict::Otherwise(_, false) = before { before.clone() } else { self.ask().await };
         if now != before {
             self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&now);
-            match &now {
-                Verdict::Otherwise(said, _) => tracing::warn!(required = self.required, "the response lock does not hold: {said}"),
-                _ => tracing::info!(required = self.required, "the response lock holds"),
+            if let Verdict::Otherwise(said, _) = &now {
+                tracing::warn!(required = self.required, "the response lock does not hold: {said}");
+            } else {
+                tracing::info!(required = self.required, "the response lock holds");
             }
         }
         match now {
@@ -87,7 +88,9 @@ impl Lock {
             Verdict::Closed => (LayerState::Active, None),
             // Code that runs runs behind it.
             Verdict::NotAsked if self.required => (LayerState::Active, None),
-            Verdict::NotAsked => (LayerState::Unknown, Some("the first call tells; RESPONSE_LOCK=require insists on it".to_owned())),
+            Verdict::NotAsked => {
+                (LayerState::Unknown, Some("the first call tells; RESPONSE_LOCK=require insists on it".to_owned()))
+            }
             Verdict::Otherwise(said, _) => (LayerState::Refused, Some(said)),
         };
         Layer { name: "response_lock", state, effect: EFFECT, reason }
@@ -111,7 +114,9 @@ impl Lock {
                 Early::Silent => (format!("it kept the question waiting for more than {} second", TRY.as_secs()), false),
                 Early::Other(answer) => (answer.to_string(), true),
             };
-            let said = format!("the Runtime API was asked for the next event while a response was open, and should have answered 403; {said}");
+            let said = format!(
+                "the Runtime API was asked for the next event while a response was open, and should have answered 403; {said}"
+            );
             return Verdict::Otherwise(said, again);
         }
     }

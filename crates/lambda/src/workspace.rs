@@ -33,6 +33,11 @@ impl Workspace {
         })
     }
 
+    /// What is wiped besides files.
+    pub(crate) fn leftovers(&self) -> Leftovers {
+        self.leftovers
+    }
+
     /// Whether code has run since it was last clean; from here on it may have.
     pub(crate) fn code_may_have_run(&self) -> bool {
         self.code_ran.swap(true, Ordering::AcqRel)

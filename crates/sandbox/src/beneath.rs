@@ -14,10 +14,8 @@ use rustix::fs::{CWD, Dir, DirEntry, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const STEP: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+const STEP: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 
 /// The first step, which is the only one by path: to a directory that user code can't put another in place of.
 pub(crate) fn first(path: &Path) -> io::Result<OwnedFd> {
@@ -51,9 +49,8 @@ pub(crate) fn set_mode(directory: impl AsFd, mode: Mode) -> Result<(), Errno> {
 
 /// The entries of an open directory, without itself and its parent.
 pub(crate) fn entries<F: AsFd>(directory: F) -> Result<impl Iterator<Item = Result<DirEntry, Errno>> + use<F>, Errno> {
-    let is_itself = |entry: &Result<DirEntry, Errno>| {
-        entry.as_ref().is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))
-    };
+    let is_itself =
+        |entry: &Result<DirEntry, Errno>| entry.as_ref().is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
     Ok(Dir::read_from(directory)?.filter(move |entry| !is_itself(entry)))
 }
 

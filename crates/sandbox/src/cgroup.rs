@@ -58,7 +58,8 @@ impl Cgroup {
     /// How often the kernel has ended a process of the group because its memory was full.
     pub fn out_of_memory_kills(&self) -> u64 {
         // Version 2 and version 1, which have the line in common.
-        let files = ["memory.events", "memory.oom_control"].map(|name| self.directories.iter().map(move |group| group.join(name)));
+        let files =
+            ["memory.events", "memory.oom_control"].map(|name| self.directories.iter().map(move |group| group.join(name)));
         let text = files.into_iter().flatten().find_map(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         crate::proc::field(&text, "oom_kill ")
     }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::IoSliceMut;
@@ -145,8 +146,7 @@ pub fn receive(socket: impl AsFd, most: usize) -> io::Result<(Vec<u8>, Vec<Owned
     let mut bytes = vec![0; most];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let rights = ancillary.drain().filter_map(|item| match item {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
@@ -154,6 +154,11 @@ pub fn receive(socket: impl AsFd, most: usize) -> io::Result<(Vec<u8>, Vec<Owned
     let fds = rights.flatten().collect();
     bytes.truncate(received.bytes);
     Ok((bytes, fds))
+}
+
+/// The size of the file system that a path is on, in bytes.
+pub fn disk_size(path: &Path) -> Option<u64> {
+    rustix::fs::statvfs(path).ok().map(|size| size.f_blocks * size.f_frsize)
 }
 
 /// How many bytes can be read from a pipe without waiting.

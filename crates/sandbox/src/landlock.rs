@@ -117,11 +117,7 @@ impl Landlock {
         self.build(own_directory, own_user).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    fn build(
-        &self,
-        own_directory: &Path,
-        own_user: bool,
-    ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
+    fn build(&self, own_directory: &Path, own_user: bool) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)

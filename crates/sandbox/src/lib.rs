@@ -5,6 +5,7 @@
 //! of the killed tree is left.
 
 mod beneath;
+mod calls;
 mod cgroup;
 mod descriptors;
 mod installer;
@@ -25,8 +26,10 @@ mod usage;
 
 pub use crate::cgroup::Cgroup;
 pub use crate::landlock::Landlock;
+pub use calls::refused_calls;
 pub use descriptors::{
-    ControlSocket, KernelDescriptors, SupervisorDescriptors, kernel_descriptors, memory_file, receive, waiting_bytes, watched,
+    ControlSocket, KernelDescriptors, SupervisorDescriptors, disk_size, kernel_descriptors, memory_file, receive, waiting_bytes,
+    watched,
 };
 pub use installer::{InstallerCage, InstallerLimits};
 pub use kill::{Birth, KernelProcess, Reaper};

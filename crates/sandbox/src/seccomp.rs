@@ -435,8 +435,10 @@ mod tests {
     use super::*;
 
     const BOTH: [TargetArch; 2] = [TargetArch::x86_64, TargetArch::aarch64];
-    const ALL_SETTINGS: [Allowed; 2] =
-        [Allowed { network: false, subprocess: false, unix_sockets: false }, Allowed { network: true, subprocess: true, unix_sockets: true }];
+    const ALL_SETTINGS: [Allowed; 2] = [
+        Allowed { network: false, subprocess: false, unix_sockets: false },
+        Allowed { network: true, subprocess: true, unix_sockets: true },
+    ];
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 
     fn audit_arch(arch: TargetArch) -> u32 {

@@ -176,7 +176,7 @@ pub struct LambdaSettings {
     #[arg(long, env = "RESPONSE_STREAMING", help_heading = SECURITY, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub response_streaming: bool,
     /// In the Lambda function: whether the Runtime API must be seen to be closed before code runs. prefer runs the code with a warning where the API answers otherwise, require does not run it, off does not ask.
-    #[arg(long, env = "RESPONSE_LOCK", default_value = "prefer")]
+    #[arg(long, env = "RESPONSE_LOCK", help_heading = SECURITY, default_value = "prefer")]
     pub response_lock: ResponseLock,
 }
 
@@ -199,9 +199,11 @@ impl LambdaSettings {
     pub fn lock(&self) -> Result<ResponseLock, String> {
         match (self.response_streaming, self.response_lock) {
             (true, lock) => Ok(lock),
-            (false, ResponseLock::Require) => Err("RESPONSE_LOCK: require needs RESPONSE_STREAMING=true: a buffered answer can't be locked; \
+            (false, ResponseLock::Require) => {
+                Err("RESPONSE_LOCK: require needs RESPONSE_STREAMING=true: a buffered answer can't be locked; \
                  prefer runs code without the lock there"
-                .to_owned()),
+                    .to_owned())
+            }
             (false, _) => Ok(ResponseLock::Off),
         }
     }

@@ -23,6 +23,8 @@ pub(crate) enum Home {
     NoLandlock,
     /// A user for whom the kernel refuses prctl, as inside a Lambda function. Needs root to become one.
     Lambda,
+    /// The same, where everything is refused that was never confirmed to be granted there. Needs root to become one.
+    Strict,
 }
 
 /// The program, the tree and the jail, at places that every user can reach.
@@ -40,22 +42,21 @@ pub(crate) fn program() -> Command {
     program_in(Home::Caller)
 }
 
+fn in_jail(jail: &Path, mode: &str, program: &Path) -> Command {
+    let mut command = Command::new(jail);
+    command.arg(mode).arg(program);
+    command
+}
+
 pub(crate) fn program_in(home: Home) -> Command {
     let (program, tree, jail) = installation();
     let mut command = match home {
-        Home::User | Home::Lambda | Home::NoLandlock if !homes::is_root() => panic!("{home:?} needs root"),
+        Home::User | Home::Lambda | Home::Strict | Home::NoLandlock if !homes::is_root() => panic!("{home:?} needs root"),
         Home::Caller | Home::User => Command::new(program),
-        Home::Lambda => {
-            // prctl answers EPERM for everything below this shell.
-            let mut command = Command::new(jail);
-            command.arg("lambda").arg(program);
-            command
-        }
-        Home::NoLandlock => {
-            let mut command = Command::new(jail);
-            command.arg("no-landlock").arg(program);
-            command
-        }
+        // prctl answers EPERM for everything below the jail.
+        Home::Lambda => in_jail(jail, "lambda", program),
+        Home::Strict => in_jail(jail, "strict", program),
+        Home::NoLandlock => in_jail(jail, "no-landlock", program),
     };
     if home != Home::Caller {
         command.uid(homes::USER).gid(homes::USER);

@@ -117,6 +117,13 @@ async fn hostile_programs_with_the_kernel_layers_refused() {
     }
 }
 
+#[tokio::test]
+async fn hostile_programs_where_everything_unconfirmed_is_refused() {
+    if homes::is_root() {
+        survive(Home::Strict).await;
+    }
+}
+
 /// A daemon that left its group, its session and its parent, and undid its subreaper, is gone when the answer is there.
 async fn no_daemon_survives(home: Home) {
     let server = Server::with_subprocesses(home);
@@ -153,6 +160,13 @@ async fn no_daemon_survives_as_an_ordinary_user() {
 async fn no_daemon_survives_with_the_kernel_layers_refused() {
     if homes::is_root() {
         no_daemon_survives(Home::Lambda).await;
+    }
+}
+
+#[tokio::test]
+async fn no_daemon_survives_where_everything_unconfirmed_is_refused() {
+    if homes::is_root() {
+        no_daemon_survives(Home::Strict).await;
     }
 }
 

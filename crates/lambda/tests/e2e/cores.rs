@@ -284,7 +284,10 @@ async fn a_lock_that_is_required_runs_no_code_and_says_what_was_answered() {
         for _ in 0..2 {
             let result = function.run("2 + 3").await;
             let message = result["error"]["message"].as_str().unwrap_or_default();
-            assert!(result["result"].is_null() && message.contains(said) && message.contains("RESPONSE_LOCK=prefer"), "{result:#}");
+            assert!(
+                result["result"].is_null() && message.contains(said) && message.contains("RESPONSE_LOCK=prefer"),
+                "{result:#}"
+            );
         }
         assert_eq!(function.lock().await.0, "refused", "{second:?}");
         assert_eq!(function.polls().0, 1, "{second:?}");

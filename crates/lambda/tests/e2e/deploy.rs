@@ -70,6 +70,8 @@ fn missing_and_impossible_values_are_refused_by_name() {
         ("ARCH=arm", "ARCH must be one of arm64 x86_64, not arm"),
         ("P_AUTHORIZATION=none", "P_AUTHORIZATION must be one of ApiKey IAM Cognito, not none"),
         ("P_API_STAGE=", "P_API_STAGE is not set"),
+        ("P_RESPONSE_LOCK=on", "P_RESPONSE_LOCK must be one of require prefer off, not on"),
+        ("P_RESPONSE_STREAMING=false\nP_RESPONSE_LOCK=require", "P_RESPONSE_LOCK=require needs P_RESPONSE_STREAMING=true"),
         ("P_VPC_ID=vpc-1", "P_SUBNET_IDS is not set"),
         ("P_AUTHORIZATION=Cognito", "P_USER_POOL_ARN is not set"),
     ] {
@@ -96,6 +98,7 @@ fn the_layer_is_found_in_its_stack_unless_another_is_named() {
         "StageName=live",
         "Memory=4096",
         "TenantIsolation=PER_TENANT",
+        "ResponseLock=prefer",
     ] {
         assert!(deploy.contains(part), "{part}: {deploy}");
     }
@@ -118,7 +121,7 @@ fn script_and_template_agree_on_parameters() {
     let (_, _, asked) = Deployment::filled(all).run("apigw.deploy");
     let given = asked.lines().find(|line| line.starts_with("deploy ")).unwrap().split("--parameter-overrides ").nth(1).unwrap();
     let given = given.split(' ').map(|pair| pair.split('=').next().unwrap()).collect::<Vec<_>>();
-    assert_eq!(given.len(), 21, "{given:?}");
+    assert_eq!(given.len(), 22, "{given:?}");
     for name in &given {
         assert!(names.contains(name), "{name} is no parameter of the template");
     }

@@ -106,6 +106,37 @@ fn the_tenant_comes_from_the_context_and_not_from_a_header() {
     assert!(line["request_id"].as_str().unwrap().len() > 20, "{line}");
 }
 
+/// All that the first deployment into an account must tell, in one line.
+#[test]
+fn one_line_of_the_log_says_what_this_environment_grants() {
+    let function = Function::start();
+    assert_eq!(function.run("2 + 3")["result"], "5");
+    let line: Value = serde_json::from_str(&function.wait_for_log(&["\"message\":\"init\""])).unwrap();
+    let strict = super::JAIL == "strict";
+    assert_eq!(line["level"], "INFO", "{line:#}");
+    assert_eq!(line["process_handles"], if strict { "numbers" } else { "descriptors" }, "{line:#}");
+    assert_eq!(line["signals"], if strict { "by number" } else { "by descriptor" }, "{line:#}");
+    assert_eq!(line["nameless_files"], if strict { "unlinked" } else { "in memory" }, "{line:#}");
+    let words = |name: &str| line[name].as_str().unwrap().split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let refused = words("refused_calls");
+    assert!(refused.contains(&"prctl:1".to_owned()) && refused.contains(&"landlock_create_ruleset:38".to_owned()), "{line:#}");
+    for name in ["memfd_create:1", "pidfd_open:1", "pidfd_send_signal:1", "close_range:1", "openat2:1", "statx:1", "clone3:38"] {
+        assert_eq!(refused.contains(&name.to_owned()), strict, "{name} {line:#}");
+    }
+    let layers = words("layers");
+    for layer in ["landlock=refused:38", "seccomp=refused:1", "no_new_privileges=refused:1", "process_per_call=active"] {
+        assert!(layers.contains(&layer.to_owned()), "{layer} {line:#}");
+    }
+    assert!(layers.iter().any(|layer| layer.starts_with("response_lock=")), "{line:#}");
+    assert!(line["response_lock"] == "prefer" && line["unreadable"] == true, "{line:#}");
+    assert!(line["interpreter"].as_str().unwrap().starts_with("111 of "), "{line:#}");
+    assert!(line["kernel"].as_str().unwrap().contains('.') && line["orphans_go_to"].as_i64().unwrap() > 0, "{line:#}");
+    assert!(line["temporary_mb"].as_u64().unwrap() > 0 && line["shared_memory"].is_string(), "{line:#}");
+    let uid = if homes::is_root() { homes::USER } else { rustix::process::geteuid().as_raw() };
+    assert_eq!(line["uid"], uid, "{line:#}");
+    function.wait_for_log(&["the response lock holds"]);
+}
+
 #[test]
 fn an_unknown_log_value_is_told_and_is_not_silence() {
     let function = Function::with(&[("LOG", "verbose")], &[]);

@@ -23,6 +23,9 @@ const MAX_ROUNDS: usize = 200;
 /// How long the end of a whole namespace may take.
 const NAMESPACE_PATIENCE_MS: i64 = 10_000;
 
+/// How long a killed process that is alone may take to be dead, on a thread that others wait for.
+const DEATH_PATIENCE_MS: i64 = 20;
+
 /// How long a zygote may take to announce what it has forked before all that is unknown counts as strange.
 const BIRTH_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -159,9 +162,11 @@ impl Reaper {
             return false;
         }
         kernel.handle.signal(Signal::KILL);
-        // A child made after the first look shows in the second: a killed process can't fork.
-        let alone =
-            proc::children(kernel.pid).is_empty() && self.unknown_of_zygotes().is_empty() && self.orphans(kernel).is_empty();
+        // A child made after the first look shows in the second: a dead process can't fork, and its children have another parent.
+        let alone = kernel.handle.wait_dead(DEATH_PATIENCE_MS)
+            && proc::children(kernel.pid).is_empty()
+            && self.unknown_of_zygotes().is_empty()
+            && self.orphans(kernel).is_empty();
         if alone {
             self.known().kernels.remove(&kernel.pid);
         }
@@ -171,14 +176,21 @@ impl Reaper {
     /// Kills a kernel and its whole tree; comes back when nothing is left. False when something may be: what it used must
     /// not be used again. Blocks for milliseconds.
     pub fn kill_tree(&self, kernel: &KernelProcess) -> bool {
-        kernel.handle.signal(Signal::KILL);
         if kernel.contained {
+            kernel.handle.signal(Signal::KILL);
             // The first process of a namespace is dead only when all others in it are.
             return kernel.handle.wait_dead(NAMESPACE_PATIENCE_MS);
         }
+        // So that it starts nothing while all that it has started is looked for.
+        kernel.handle.signal(Signal::STOP);
+        let mut dead = false;
         for _ in 0..MAX_ROUNDS {
-            let Some(victims) = self.victims(kernel) else { return false };
-            if victims.is_empty() && kernel.handle.wait_dead(1000) {
+            let Some(victims) = self.victims(kernel) else {
+                kernel.handle.signal(Signal::KILL);
+                return false;
+            };
+            // Its children have another parent by the time it is dead: a look before that may find them nowhere.
+            if dead && victims.is_empty() {
                 self.known().kernels.remove(&kernel.pid);
                 return true;
             }
@@ -186,6 +198,8 @@ impl Reaper {
             for (_, handle) in &handles {
                 handle.signal(Signal::KILL);
             }
+            kernel.handle.signal(Signal::KILL);
+            dead = kernel.handle.wait_dead(1000);
             for (pid, handle) in &handles {
                 handle.wait_dead(1000);
                 self.reap(*pid);

@@ -91,11 +91,15 @@ impl Landlock {
 
     /// What a kernel may do in a `/dev/shm` of its own, in the bits of the system call.
     pub fn shared_memory_rights(&self) -> u64 {
+        self.in_shared_memory().bits()
+    }
+
+    fn in_shared_memory(&self) -> BitFlags<AccessFs> {
         let mut rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::MakeReg;
         if self.abi >= 3 {
             rights |= AccessFs::Truncate;
         }
-        rights.bits()
+        rights
     }
 
     /// What a kernel may do in a `/proc` that only it can see, in the bits of the system call.
@@ -131,7 +135,8 @@ impl Landlock {
             created = created.add_rule(PathBeneath::new(path, *access))?;
         }
         if let Some(shared) = self.shared_memory.as_ref().filter(|_| own_user) {
-            created = created.add_rule(PathBeneath::new(shared, everything))?;
+            // No directories: one call could keep files in another's.
+            created = created.add_rule(PathBeneath::new(shared, self.in_shared_memory()))?;
         }
         created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, everything))?;
         Ok(created.into())

@@ -37,7 +37,7 @@ pub use leftovers::{end_leftovers, is_user_alive};
 pub use nagle::send_at_once;
 pub use objects::Leftovers;
 pub use pidfd::Pidfd;
-pub use proc::threads_of_user;
+pub use proc::{bounds_of, threads_of_user};
 pub use removal::{remove, remove_as};
 pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs, without_mounts_program};
 pub use signals::{die_of, is_ignored, restore};

@@ -39,10 +39,8 @@ impl Number {
         proc::stat(self.pid).is_some_and(|stat| stat.started == self.started)
     }
 
-    /// A zombie is dead, unless threads outlive its first one.
     fn is_dead(self) -> bool {
-        let threads = || std::fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
-        proc::stat(self.pid).is_none_or(|stat| stat.started != self.started || (stat.zombie && threads() < 2))
+        proc::stat(self.pid).is_none_or(|stat| stat.started != self.started || stat.zombie)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 pub(crate) struct Stat {
     pub(crate) pid: i32,
     pub(crate) parent: i32,
+    /// Dead and not taken yet: a process whose first thread has ended and others have not is alive.
     pub(crate) zombie: bool,
     /// Clock ticks after boot.
     pub(crate) started: u64,
@@ -17,16 +18,30 @@ pub(crate) struct Stat {
 /// How many threads a user has, over the whole machine: what `RLIMIT_NPROC` counts.
 pub fn threads_of_user(uid: u32) -> u64 {
     all_pids()
-        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok())
+        .filter_map(|pid| text(&format!("/proc/{pid}/status")))
         .filter(|status| field(status, "Uid:") == u64::from(uid))
         .map(|status| field(&status, "Threads:"))
         .sum()
+}
+
+/// A file of `/proc`. A process chooses the bytes of its own name, which need not be UTF-8.
+pub(crate) fn text(path: &str) -> Option<String> {
+    std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The first number of a line in a status file.
 pub(crate) fn field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// What bounds a process: its resource limits, niceness and processors, as text; `None` when it has gone.
+pub fn bounds_of(pid: i32) -> Option<String> {
+    let stat = text(&format!("/proc/{pid}/stat"))?;
+    let nice = stat.rsplit(')').next()?.split_whitespace().nth(16)?.to_owned();
+    let status = text(&format!("/proc/{pid}/status"))?;
+    let processors = status.lines().find(|line| line.starts_with("Cpus_allowed:"))?;
+    Some(format!("{}{nice} {processors}", text(&format!("/proc/{pid}/limits"))?))
 }
 
 /// Every process of a user.
@@ -36,13 +51,13 @@ pub(crate) fn all_of_user(uid: u32) -> Vec<i32> {
 
 /// The real user of a process.
 pub(crate) fn user_of(pid: i32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = text(&format!("/proc/{pid}/status"))?;
     u32::try_from(field(&status, "Uid:")).ok()
 }
 
 /// Whether the process can't gain rights by starting a program, and nothing it starts can.
 pub(crate) fn has_no_new_privileges(pid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = text(&format!("/proc/{pid}/status")).unwrap_or_default();
     field(&status, "NoNewPrivs:") == 1
 }
 
@@ -88,15 +103,16 @@ pub(crate) fn all_stats() -> HashMap<i32, Stat> {
 }
 
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(pid, &text(&format!("/proc/{pid}/stat"))?)
 }
 
 /// The name in the second field may hold anything, so the rest is counted from its last parenthesis.
 fn parse_stat(pid: i32, text: &str) -> Option<Stat> {
     let fields = text.get(text.rfind(')')? + 1..)?.split_whitespace().collect::<Vec<_>>();
+    let threads = fields.get(17)?.parse::<u32>().ok()?;
     Some(Stat {
         pid,
-        zombie: matches!(*fields.first()?, "Z" | "X"),
+        zombie: matches!(*fields.first()?, "Z" | "X") && threads <= 1,
         parent: fields.get(1)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })

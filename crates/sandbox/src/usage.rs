@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use crate::beneath;
-use crate::proc::{descendants, field};
+use crate::proc::{descendants, field, text};
 
 /// Sockets that are not counted: honest programs have some, and these can hold little.
 const FREE_SOCKETS: u64 = 256;
@@ -24,9 +24,11 @@ const SOCKET_BYTES: u64 = 212_992;
 /// Above this depth a directory is not looked into any more: no honest program goes there.
 const MAX_DEPTH: usize = 100;
 const BLOCK: u64 = 512;
+/// Page tables that are not counted: those of honest processes are small beside their pages.
+const FREE_TABLES_BYTES: u64 = 32 << 20;
 
 /// What a tree of processes uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Memory of their own in bytes, less what they got from the zygote by fork; memory files and buffers are in it.
     pub memory_bytes: u64,
@@ -34,8 +36,10 @@ pub struct Usage {
     pub threads: u64,
     /// What files take on disk that are open and have no name any more.
     pub unnamed_file_bytes: u64,
-    /// Whether a process has closed itself to a supervisor that can look at others.
-    pub hides: bool,
+    /// Instances of epoll: what they watch is bounded for the whole user, and so for the server too.
+    pub watchers: u64,
+    /// Processes that a supervisor can't look into which can look at others. One that is ending is so for a moment.
+    pub hidden: Vec<i32>,
 }
 
 /// What is looked at besides the processes themselves.
@@ -49,29 +53,35 @@ pub struct Look {
     pub shared_memory_bytes: u64,
     /// Whether the supervisor may look at descriptors of processes that have not closed themselves.
     pub sees_descriptors: bool,
+    /// Whether the processes have a network of their own, so that all sockets in it are theirs.
+    pub own_network: bool,
 }
 
 /// What `root` and everything below it use.
 pub fn usage_of_tree(root: i32, look: &Look) -> Usage {
     let pids = std::iter::once(root).chain(descendants(root)).collect::<Vec<_>>();
     let mut usage = Usage::default();
-    let (mut anonymous, mut shared) = (0, 0);
+    let (mut anonymous, mut shared, mut tables) = (0, 0, 0);
     for pid in &pids {
         let process = memory_of_process(*pid);
         anonymous += process.anonymous.saturating_sub(look.baseline_bytes);
+        tables += process.tables;
         shared += process.shared;
         usage.threads += process.threads;
     }
     let open = if look.sees_descriptors { open_files(&pids) } else { OpenFiles::default() };
     usage.unnamed_file_bytes = open.disk_bytes;
-    usage.hides = open.hides;
+    usage.watchers = open.watchers;
     let in_files = open.memory_bytes + look.shared_memory_bytes;
-    let in_sockets = open.sockets.saturating_sub(FREE_SOCKETS) * SOCKET_BYTES;
-    usage.memory_bytes = anonymous + shared + in_files + in_sockets;
+    // Those under way, and those that nobody has accepted yet, are in no process.
+    let sockets = if look.own_network { open.sockets.max(sockets_in_network_of(root)) } else { open.sockets };
+    let elsewhere = sockets.saturating_sub(FREE_SOCKETS) * SOCKET_BYTES + tables.saturating_sub(FREE_TABLES_BYTES);
+    usage.hidden = open.hidden;
+    usage.memory_bytes = anonymous + shared + in_files + elsewhere;
     if usage.memory_bytes > look.memory_limit_bytes && (pids.len() > 1 || shared > 0 && in_files > 0) {
         // Of pages that several processes have each has a part of, and one that is mapped and in a file is one.
         if let Some((anonymous, shared)) = proportional(&pids) {
-            usage.memory_bytes = anonymous.saturating_sub(look.baseline_bytes) + shared.max(in_files) + in_sockets;
+            usage.memory_bytes = anonymous.saturating_sub(look.baseline_bytes) + shared.max(in_files) + elsewhere;
         }
     }
     usage
@@ -87,16 +97,40 @@ pub fn memory_of(pid: i32) -> u64 {
 struct ProcessMemory {
     anonymous: u64,
     shared: u64,
+    /// What it takes to find pages, also such as have no memory behind them.
+    tables: u64,
     threads: u64,
 }
 
 fn memory_of_process(pid: i32) -> ProcessMemory {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = text(&format!("{}/status", of_live_thread(pid))).unwrap_or_default();
+    let bytes = |name| field(&status, name) * 1024;
     ProcessMemory {
-        anonymous: field(&status, "RssAnon:") * 1024,
-        shared: field(&status, "RssShmem:") * 1024,
+        anonymous: bytes("RssAnon:") + bytes("VmSwap:"),
+        shared: bytes("RssShmem:"),
+        tables: bytes("VmPTE:"),
         threads: field(&status, "Threads:"),
     }
+}
+
+/// Where `/proc` tells of a process. When its first thread has ended and others live on, the process's own entries are empty.
+fn of_live_thread(pid: i32) -> String {
+    let process = format!("/proc/{pid}");
+    let has_ended =
+        |stat: Option<String>| stat.is_some_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")));
+    if !has_ended(text(&format!("{process}/stat"))) {
+        return process;
+    }
+    let threads = std::fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten();
+    let mut paths = threads.map(|thread| thread.path().display().to_string());
+    paths.find(|thread| !has_ended(text(&format!("{thread}/stat")))).unwrap_or(process)
+}
+
+/// All Unix sockets of the network namespace that a process is in.
+fn sockets_in_network_of(pid: i32) -> u64 {
+    let text = text(&format!("/proc/{pid}/net/protocols")).unwrap_or_default();
+    let of_unix = text.lines().filter(|line| line.starts_with("UNIX"));
+    of_unix.filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum()
 }
 
 /// Anonymous and shared memory of all, each page counted once however many of them have it; `None` where that can't be
@@ -104,7 +138,7 @@ fn memory_of_process(pid: i32) -> ProcessMemory {
 fn proportional(pids: &[i32]) -> Option<(u64, u64)> {
     let (mut anonymous, mut shared) = (0, 0);
     for pid in pids {
-        match std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        match std::fs::read_to_string(format!("{}/smaps_rollup", of_live_thread(*pid))) {
             Ok(text) => {
                 anonymous += field(&text, "Pss_Anon:") * 1024;
                 shared += field(&text, "Pss_Shmem:") * 1024;
@@ -122,7 +156,8 @@ struct OpenFiles {
     memory_bytes: u64,
     disk_bytes: u64,
     sockets: u64,
-    hides: bool,
+    watchers: u64,
+    hidden: Vec<i32>,
 }
 
 /// What is open in the processes and has no name: each file counts once, whoever has it.
@@ -130,19 +165,24 @@ fn open_files(pids: &[i32]) -> OpenFiles {
     let mut found = OpenFiles::default();
     let mut seen = HashSet::new();
     for pid in pids {
-        let path = format!("/proc/{pid}/fd");
+        let path = format!("{}/fd", of_live_thread(*pid));
         let listed = beneath::first(Path::new(&path))
             .and_then(|directory| Ok((beneath::entries(beneath::again(&directory)?)?, directory)));
         let (entries, directory) = match listed {
             Ok(listed) => listed,
             Err(error) => {
-                found.hides |= error.kind() == io::ErrorKind::PermissionDenied && !is_zombie(*pid);
+                if error.kind() == io::ErrorKind::PermissionDenied && !is_zombie(*pid) {
+                    found.hidden.push(*pid);
+                }
                 continue;
             }
         };
         for entry in entries.flatten() {
             let Ok(stat) = rustix::fs::statat(&directory, entry.file_name(), AtFlags::empty()) else { continue };
             let kind = FileType::from_raw_mode(stat.st_mode);
+            if stat.st_mode & libc::S_IFMT == 0 && is_called(&directory, entry.file_name(), &[b"anon_inode:[eventpoll]"]) {
+                found.watchers += 1;
+            }
             let counts = kind == FileType::Socket || kind == FileType::RegularFile && stat.st_nlink == 0;
             if !counts || !seen.insert((stat.st_dev, stat.st_ino)) {
                 continue;
@@ -162,10 +202,12 @@ fn open_files(pids: &[i32]) -> OpenFiles {
 
 /// Whether a file without a name was in memory from the start: made by `memfd_create`, or in `/dev/shm`.
 fn is_memory(directory: impl AsFd, name: &CStr) -> bool {
+    is_called(directory, name, &[b"/memfd:", b"/dev/shm/", b"/dev/zero"])
+}
+
+fn is_called(directory: impl AsFd, name: &CStr, starts: &[&[u8]]) -> bool {
     let target = rustix::fs::readlinkat(directory, name, Vec::new());
-    target.is_ok_and(|target| {
-        [&b"/memfd:"[..], b"/dev/shm/", b"/dev/zero"].iter().any(|start| target.to_bytes().starts_with(start))
-    })
+    target.is_ok_and(|target| starts.iter().any(|start| target.to_bytes().starts_with(start)))
 }
 
 fn is_zombie(pid: i32) -> bool {
@@ -194,8 +236,11 @@ pub struct Holding {
 /// taken `patience`, with what was seen by then.
 pub fn holding(directory: &Path, owner: Option<u32>, most: Holding, patience: Duration) -> Holding {
     let mut held = Holding::default();
-    if let Ok(root) = beneath::first(directory).and_then(|named| Ok(beneath::again(&named)?)) {
-        add_held(&root, 1, &Bounds { owner, most, until: Instant::now() + patience }, &mut held);
+    match beneath::first(directory).map(|named| look_at(&named)) {
+        Ok(Ok(root)) => add_held(&root.directory, 1, &Bounds { owner, most, until: Instant::now() + patience }, &mut held),
+        // Nobody knows what is in it.
+        Ok(Err(Errno::ACCESS | Errno::PERM)) => held.files = usize::MAX,
+        _ => {}
     }
     held
 }
@@ -214,14 +259,13 @@ fn add_held(directory: &OwnedFd, depth: usize, bounds: &Bounds, held: &mut Holdi
             held.files += 1;
             held.bytes += stat.st_blocks.cast_unsigned() * BLOCK;
         }
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-            && let Some(inner) = look_into(directory, entry.file_name())
-        {
-            if depth == MAX_DEPTH {
-                held.files = usize::MAX;
-                return;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            match look_into(directory, entry.file_name()) {
+                Ok(inner) if depth < MAX_DEPTH => add_held(&inner.directory, depth + 1, bounds, held),
+                Ok(_) | Err(Errno::ACCESS | Errno::PERM) => held.files = usize::MAX,
+                // It has gone, or is another thing by now.
+                Err(_) => {}
             }
-            add_held(&inner, depth + 1, bounds, held);
         }
         if held.files > bounds.most.files || held.bytes > bounds.most.bytes || Instant::now() > bounds.until {
             return;
@@ -229,18 +273,34 @@ fn add_held(directory: &OwnedFd, depth: usize, bounds: &Bounds, held: &mut Holdi
     }
 }
 
-fn look_into(parent: impl AsFd, name: &CStr) -> Option<OwnedFd> {
-    match beneath::directory(&parent, name) {
-        Err(Errno::ACCESS) => {
-            let closed = beneath::closed_directory(&parent, name).ok()?;
-            let mode = Mode::from_raw_mode(rustix::fs::fstat(&closed).ok()?.st_mode);
-            beneath::set_mode(&closed, mode | Mode::RUSR | Mode::XUSR).ok()?;
-            let open = beneath::again(&closed);
-            let _ = beneath::set_mode(&closed, mode);
-            open.ok()
+/// A directory while it is looked into; closed again afterwards, when its user had closed it.
+struct Looked {
+    directory: OwnedFd,
+    closed: Option<Mode>,
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        if let Some(mode) = self.closed {
+            let _ = beneath::set_mode(&self.directory, mode);
         }
-        other => other.ok(),
     }
+}
+
+fn look_into(parent: impl AsFd, name: &CStr) -> Result<Looked, Errno> {
+    look_at(&beneath::closed_directory(&parent, name)?)
+}
+
+/// Opens what was only named, also when its user has closed it to himself. Its entries are found while it is open only.
+fn look_at(named: &OwnedFd) -> Result<Looked, Errno> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(named)?.st_mode);
+    let readable = Mode::RUSR | Mode::XUSR;
+    let closed = (!mode.contains(readable)).then_some(mode);
+    if closed.is_some() {
+        // Of another user's it can't be set, and may be open all the same.
+        let _ = beneath::set_mode(named, mode | readable);
+    }
+    Ok(Looked { directory: beneath::again(named)?, closed })
 }
 
 #[cfg(test)]
@@ -252,7 +312,13 @@ mod tests {
     const MOST: Holding = Holding { bytes: 64 << 20, files: 1000 };
 
     fn look() -> Look {
-        Look { baseline_bytes: 0, memory_limit_bytes: 64 << 20, shared_memory_bytes: 0, sees_descriptors: true }
+        Look {
+            baseline_bytes: 0,
+            memory_limit_bytes: 64 << 20,
+            shared_memory_bytes: 0,
+            sees_descriptors: true,
+            own_network: false,
+        }
     }
 
     #[test]
@@ -271,7 +337,7 @@ mod tests {
         let usage = usage_of_tree(i32::try_from(child.id()).expect("a pid"), &look());
         child.kill().expect("killed");
         child.wait().expect("reaped");
-        assert!(usage.unnamed_file_bytes >= 8 << 20 && usage.threads >= 1 && !usage.hides, "{usage:?}");
+        assert!(usage.unnamed_file_bytes >= 8 << 20 && usage.threads >= 1 && usage.hidden.is_empty(), "{usage:?}");
         let memory = rustix::fs::memfd_create("counted", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
         rustix::io::write(&memory, &vec![1; 4 << 20]).expect("written");
         assert!(open_files(&[crate::process_id()]).memory_bytes >= 4 << 20);

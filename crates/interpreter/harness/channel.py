@@ -10,7 +10,7 @@ import struct
 import threading
 from json import dumps, loads
 
-READY, STDOUT, STDERR, IMAGE, REPORT, END, SYNC = b"R", b"O", b"E", b"I", b"V", b"Z", b"S"
+HANDOVER, READY, STDOUT, STDERR, IMAGE, REPORT, END, SYNC = b"H", b"R", b"O", b"E", b"I", b"V", b"Z", b"S"
 
 _HEADER = struct.Struct("<cI")
 _LENGTH = struct.Struct("<I")
@@ -27,14 +27,14 @@ class Channel:
             while data:
                 data = data[os.write(self.fd, data) :]
 
-    def send_ready(self, fds):
-        """Says that a job can come, and hands over what the supervisor is to look at meanwhile."""
+    def hand_over(self, fd):
+        """Gives the supervisor a descriptor."""
         end = socket.socket(fileno=self.fd)
-        socket.send_fds(end, [_HEADER.pack(READY, 0)], fds)
+        socket.send_fds(end, [_HEADER.pack(HANDOVER, 0)], [fd])
         end.detach()
 
     def send_json(self, kind, value):
-        self.send(kind, dumps(value).encode())
+        self.send(kind, dumps(value, ensure_ascii=False).encode())
 
     def receive(self):
         """The next job, or None when the supervisor has gone."""

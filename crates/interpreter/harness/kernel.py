@@ -15,7 +15,7 @@ import harness_cell as cell
 import harness_linux as linux
 import harness_namespaces as namespaces
 from harness_cage import drop_user
-from harness_channel import END, REPORT, Channel
+from harness_channel import END, READY, REPORT, Channel
 from harness_figures import Figures
 from harness_policy import Restricted
 from harness_streams import Output
@@ -55,15 +55,15 @@ def main(job_fds, cage, parent, spawn, kernel_warm):
 def _serve(job_fds, cage, parent, spawn, kernel_warm):
     channel_fd, shared_fd, ruleset_fd = _take_descriptors(*job_fds)
     _reset_signals()
-    _confine(cage, parent, spawn, ruleset_fd)
     channel = Channel(channel_fd)
+    _confine(cage, parent, spawn, ruleset_fd, channel)
     output = Output(channel, shared_fd)
     os.close(shared_fd)
     output.install()
     figures = Figures(output)
     figures.watch()
     data_baseline = _data_bytes()
-    _be_ready(channel)
+    channel.send(READY)
     if not _job_comes(channel_fd, _IDLE_SECONDS):
         _warm(output, _WARM_CELL)
         if kernel_warm and not _job_comes(channel_fd, _LONG_IDLE_SECONDS):
@@ -96,13 +96,12 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     os._exit(0)
 
 
-def _be_ready(channel):
-    if not namespaces.in_use():
-        channel.send_ready([])
-        return
-    shared_memory = [os.open(path, os.O_PATH) for path in namespaces.own_mounts() if path != "/proc"]
-    channel.send_ready(shared_memory)
-    for fd in shared_memory:
+def _hand_over_shared_memory(channel):
+    """What is in it is seen from here only. Before the limit on descriptors falls, which also bounds those that are under way
+    from any process of the same user."""
+    if namespaces.in_use() and os.path.isdir("/dev/shm"):
+        fd = os.open("/dev/shm", os.O_PATH)
+        channel.hand_over(fd)
         os.close(fd)
 
 
@@ -125,13 +124,16 @@ def _use_packages(directory, separate, stack):
 
 
 def _take_descriptors(channel, out, err, shared, ruleset=None):
+    # Of its own: flags that are set on an open file are seen by all who have it.
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _CHANNEL_FD)
     shared = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, channel + 1)
     if ruleset is not None:
         ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, shared + 1)
-    linux.close_all_but((channel, shared, ruleset))
+    linux.close_all(fd for fd in linux.open_descriptors() if fd not in (channel, shared, ruleset))
     return channel, shared, ruleset
 
 
@@ -142,9 +144,10 @@ def _reset_signals():
     faulthandler.enable(file=2, all_threads=False)
 
 
-def _confine(cage, parent, spawn, ruleset_fd):
+def _confine(cage, parent, spawn, ruleset_fd, channel):
     os.setsid()
     directory = namespaces.narrow(spawn["dir"])
+    _hand_over_shared_memory(channel)
     os.umask(0o077)
     cage.let_the_supervisor_look(own_user=spawn["uid"] is not None)
     _be_killed_first()

@@ -91,16 +91,18 @@ def drop_capabilities():
     return _call("capset", header, _NO_CAPABILITIES)
 
 
-def close_all_but(kept):
-    """Closes every descriptor from 3 on that is not named. `os.closerange` would try a million numbers one by one where
-    the kernel refuses `close_range`."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd not in kept:
-            try:
-                os.close(fd)
-            except OSError:  # the list's own, which is closed already
-                pass
+def open_descriptors():
+    """All from 3 on, and one that is closed already. `os.closerange` would try a million numbers one by one where the kernel
+    refuses `close_range`."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+
+
+def close_all(fds):
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:  # the list's own
+            pass
 
 
 def leave_session_keyring():

@@ -41,10 +41,11 @@ class View:
     def __init__(self, visible, state_directory, shared_memory_bytes, network):
         self._state_directory = state_directory
         self._visible = [path for path in dict.fromkeys(visible) if os.path.exists(path)]
+        self._written = os.path.join(state_directory, "matplotlib")
         resolver = os.path.realpath("/etc/resolv.conf")
         if network and os.path.isfile(resolver):
             self._visible.append(resolver)
-        self._shared_memory_options = b"mode=1777,size=%d" % shared_memory_bytes
+        self._shared_memory_options = b"mode=1777,nr_inodes=4096,size=%d" % shared_memory_bytes
         self.network = network
         self.work = _WORK_DIRECTORY
         inside = self.work + "/"
@@ -58,7 +59,7 @@ class View:
             kept.append((self.work, os.open(self._state_directory, os.O_PATH | os.O_CLOEXEC)))
             hidden = [entry.path for entry in os.scandir("/") if _is_hidden(entry)]
             for path in hidden:
-                _mount(b"hidden", path, b"tmpfs", _MOUNT_NOSUID_NODEV_NOEXEC, b"mode=0755,size=1m")
+                _mount(b"hidden", path, b"tmpfs", _MOUNT_NOSUID_NODEV_NOEXEC, b"mode=0111,size=1m")
             for path, fd in kept:
                 if not path.startswith(tuple(directory + "/" for directory in hidden)):
                     continue  # in sight as it is
@@ -68,6 +69,8 @@ class View:
                     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
                     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
                 _mount(f"/proc/self/fd/{fd}", path, None, _MOUNT_BIND_RECURSIVE)
+                if path not in (self.work, self._written):
+                    _mount(None, path, None, _MOUNT_REMOUNT | _MOUNT_BIND | _MOUNT_READ_ONLY | _flags_of(path))
             for path in hidden:
                 _mount(None, path, None, _MOUNT_REMOUNT | _MOUNT_BIND | _MOUNT_READ_ONLY | _MOUNT_NOSUID_NODEV_NOEXEC)
             for entry in os.scandir("/dev"):
@@ -95,6 +98,13 @@ class View:
 
 def _is_hidden(entry):
     return entry.name not in _SYSTEM_DIRECTORIES and entry.is_dir(follow_symlinks=False)
+
+
+def _flags_of(path):
+    """What a mount has, as it must be given again with all that may not be taken away."""
+    flags = os.statvfs(path).f_flag
+    kept = ((os.ST_NOSUID, 0x2), (os.ST_NODEV, 0x4), (os.ST_NOEXEC, 0x8), (os.ST_NOATIME, 0x400), (os.ST_RELATIME, 0x200000))
+    return sum(flag for bit, flag in kept if flags & bit)
 
 
 def _mount(source, target, kind, flags, options=None):
@@ -134,10 +144,11 @@ def enter(flags, view):
     refused = _unshare_and_map(flags)
     if refused:
         raise OSError(refused, "namespaces could be made in a trial and are refused now")
+    descriptors = linux.open_descriptors()  # before the child lays a /proc of its own over this one
     pid = os.fork()
     if pid:
         # Of the zygote's descriptors none may stay open here: their ends are how a death is noticed.
-        linux.close_all_but(())
+        linux.close_all(descriptors)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
     refused = _settle(view)

@@ -1,19 +1,19 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
+mod supply;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
 use std::time::Duration;
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
-use sandbox::{Allowed, Cgroup, KernelProcess, Landlock, Pidfd, Protection, Reaper};
-use serde_json::json;
-use tokio::sync::{Semaphore, oneshot, watch};
+use sandbox::{Allowed, Cgroup, Landlock, Pidfd, Protection, Reaper};
+use tokio::sync::{Semaphore, watch};
 
 use crate::answer::outcome;
-use crate::home::{self, Home};
 use crate::isolation::{self, Isolation};
-use crate::kernel::{Kernel, SHARED_SIZE};
 use crate::pool::{Pool, Pools};
 use crate::run::Ending;
 use crate::stage::{self, Preload, STAGES};
@@ -21,20 +21,14 @@ use crate::state_dir::{self, StateDir};
 use crate::status::{EngineStatus, StageStatus};
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
-use crate::zygote::{Family, FamilyConfig, Held, Link, StageState};
+use crate::zygote::{Family, FamilyConfig, Held, StageState};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
-/// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
-/// after it has run this long. A fork beside a short call costs the call more than it gains.
-const REFILL_AFTER_CALL: Duration = Duration::from_millis(1);
-const REFILL_BESIDE_CALL: Duration = Duration::from_millis(15);
 /// How long the first stage may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
 const WARM_BYTES: u64 = 1 << 30;
-/// How long a kernel may take from being asked for to being ready: other code may have stopped it, or its zygote.
-const KERNEL_START_PATIENCE: Duration = Duration::from_secs(15);
 /// The most that a kernel may keep in a `/dev/shm` of its own.
 const SHARED_MEMORY_BYTES: u64 = 256 << 20;
 /// Users of kernels that are being cleaned up after, or that could not be.
@@ -69,6 +63,8 @@ pub struct EngineConfig {
     pub authorized_imports: Vec<String>,
     /// Folders that the code may read besides the tree.
     pub readable: Vec<PathBuf>,
+    /// Folders that are in its sight besides these, where it has mounts of its own.
+    pub visible: Vec<PathBuf>,
     /// Run code as root, where the server is root and kernels can't have users of their own.
     pub allow_root: bool,
 }
@@ -109,6 +105,8 @@ pub(crate) struct Inner {
     isolation: Isolation,
     cgroup_refused: RwLock<i32>,
     cgroup: RwLock<Option<Arc<Cgroup>>>,
+    /// What bounded this process and its zygotes before code could change it, where code is of their user and nothing keeps it.
+    pub(crate) bounds: Mutex<HashMap<i32, String>>,
     /// How often memory ran out in the group, as far as was seen.
     out_of_memory_kills: AtomicU64,
     /// What was promised to the first caller; a family that holds less runs nothing.
@@ -172,11 +170,12 @@ impl Engine {
             stopping: AtomicBool::new(false),
             users: Arc::new(users),
             cgroup: RwLock::new(None),
+            bounds: Mutex::default(),
             out_of_memory_kills: AtomicU64::new(0),
             user_threads: AtomicU32::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
-            isolation: Isolation::new(config.allowed, config.disabled_layers.clone(), &config.readable, &tree, state_dir.path()),
+            isolation: Isolation::new(&config, &tree, state_dir.path()),
             cgroup_refused: RwLock::new(isolation::ENOSYS),
             held_at_first: OnceLock::new(),
             tree,
@@ -417,137 +416,5 @@ impl Inner {
             return None;
         }
         self.permits.acquire().await.ok()
-    }
-
-    /// Starts as many kernels as the stage's pool lacks.
-    fn refill(inner: &Arc<Self>, stage: usize) {
-        for _ in 0..inner.pools[stage].claim_missing() {
-            let weak = Arc::downgrade(inner);
-            tokio::spawn(async move {
-                while let Some(inner) = weak.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
-                    let epoch = inner.epoch.load(Ordering::Acquire);
-                    match inner.start_kernel(stage).await {
-                        Ok(kernel) if inner.epoch.load(Ordering::Acquire) != epoch => drop(kernel),
-                        Ok(kernel) => return inner.pools[stage].arrived(kernel),
-                        // The zygotes end with the engine: no news.
-                        Err(_) if inner.stopping.load(Ordering::Relaxed) => return,
-                        Err(error) => {
-                            tracing::warn!(error, stage = STAGES[stage].name, "a kernel could not be started");
-                            drop(inner);
-                            tokio::time::sleep(RESTART_PAUSE).await;
-                        }
-                    }
-                }
-            });
-        }
-    }
-
-    /// Starts the next spare when what this returns is dropped, or the call has run for a while.
-    fn refill_later(inner: &Arc<Self>, stage: usize) -> oneshot::Sender<()> {
-        let (running, ended) = oneshot::channel();
-        let weak = Arc::downgrade(inner);
-        tokio::spawn(async move {
-            if tokio::time::timeout(REFILL_BESIDE_CALL, ended).await.is_ok() {
-                tokio::time::sleep(REFILL_AFTER_CALL).await;
-            }
-            if let Some(inner) = weak.upgrade() {
-                Self::refill(&inner, stage);
-            }
-        });
-        running
-    }
-
-    /// The stage's link in the running family, once it is ready.
-    async fn link(&self, stage: usize) -> Arc<Link> {
-        loop {
-            let mut generation = self.generation.subscribe();
-            let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(family) = family
-                && family.links[stage].ready().await
-            {
-                return family.links[stage].clone();
-            }
-            let _ = generation.changed().await;
-        }
-    }
-
-    async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
-        let link = self.link(stage).await;
-        let started = tokio::time::timeout(KERNEL_START_PATIENCE, self.start_kernel_at(&link)).await;
-        started.unwrap_or_else(|_| Err(format!("it was not ready within {} s", KERNEL_START_PATIENCE.as_secs())))
-    }
-
-    async fn start_kernel_at(&self, link: &Link) -> Result<Kernel, String> {
-        let StageState::Ready { held, heir, baseline_bytes, processes, .. } = link.state() else {
-            return Err("the zygote died".to_owned());
-        };
-        let contained = held.get("namespaces") == Some(&0);
-        if !contained {
-            self.reaper.know_zygotes(processes);
-        }
-        if let Some(heir) = heir {
-            self.reaper.orphans_go_to(heir);
-        }
-        let held = self.held(held);
-        if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
-            // It may have been refused for a moment only: the next family tries again.
-            if let Some(zygote) = &*self.zygote.lock().unwrap_or_else(PoisonError::into_inner) {
-                zygote.kill();
-            }
-            return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
-        }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
-            Some(self.users.take().ok_or("every kernel user is in use")?)
-        } else if sandbox::is_root() && !self.config.allow_root {
-            return Err("it would run as root, and ALLOW_ROOT is off".to_owned());
-        } else {
-            None
-        };
-        home::mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
-        let home = Home::make(&self.state_dir, &format!("k{id}"), user)
-            .map_err(|error| format!("making a kernel's directory: {error}"))?;
-        let uid = home.user();
-        let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
-        let theirs = match &self.isolation.landlock {
-            Ok(landlock) => {
-                let ruleset = landlock.ruleset(home.path(), uid.is_some());
-                theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
-            }
-            Err(_) => theirs,
-        };
-        let request = json!({
-            "id": id, "dir": home.path(), "uid": uid, "site": self.tree.site(),
-            "file_size_bytes": self.config.limits.file_size_bytes,
-            "processes": self.process_limit(id, uid.is_some()),
-        });
-        // Where its end is not the end of all it started, a child of the zygote that nobody knows must be told from it.
-        let birth = (!contained).then(|| self.reaper.birth());
-        let spawned = link.spawn(id, request.to_string().as_bytes(), &theirs).await?;
-        drop(theirs);
-        if let Some(birth) = birth {
-            birth.announce(spawned.pid);
-        }
-        let death = spawned.handle.death().map_err(|error| error.to_string())?;
-        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id), contained);
-        // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
-        let sees_descriptors = uid.is_some() || contained || held.get("landlock") == Some(&0);
-        let seen = (baseline_bytes, sees_descriptors);
-        let mut kernel = Kernel::new(process, ours, death, spawned.exited, seen, self.reaper.clone(), home)
-            .map_err(|error| format!("watching a kernel: {error}"))?;
-        if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
-    }
-
-    /// `RLIMIT_NPROC` counts all threads of the user: a user of its own has none, a shared one has what it has now.
-    fn process_limit(&self, id: u64, own_user: bool) -> u64 {
-        let allowed = self.config.limits.processes;
-        if own_user {
-            return allowed;
-        }
-        if id % 64 == 1 {
-            let threads = sandbox::threads_of_user(sandbox::user_id());
-            self.user_threads.store(u32::try_from(threads).unwrap_or(u32::MAX), Ordering::Relaxed);
-        }
-        allowed + 64 + u64::from(self.user_threads.load(Ordering::Relaxed))
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// The longest payload of a frame, in bytes. The largest honest one is an image of 5 MB.
 pub(crate) const MAX_PAYLOAD: usize = 6 << 20;
 /// The longest report: an honest one has a value, a traceback and notes, of 64,000 characters at most the first two.
-const MAX_REPORT: usize = 2 << 20;
+const MAX_REPORT: usize = 1 << 20;
 
 /// What a frame takes besides its payload, in bytes.
 pub(crate) const HEADER: usize = 5;
@@ -16,6 +16,8 @@ pub(crate) const HEADER: usize = 5;
 /// One frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
+    /// Comes with a descriptor, before any code has run.
+    Handover,
     /// The kernel can take a job.
     Ready,
     /// Text for stdout.
@@ -71,7 +73,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
     };
     let length = u32::from_le_bytes(*length) as usize;
     let longest = if b"VZ".contains(&kind) { MAX_REPORT } else { MAX_PAYLOAD };
-    if length > longest || !b"ROEIVZS".contains(&kind) {
+    if length > longest || !b"HROEIVZS".contains(&kind) {
         return Err(BrokenFraming);
     }
     if buffer.len() < HEADER + length {
@@ -81,6 +83,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
     buffer.advance(HEADER);
     let payload = buffer.split_to(length).freeze();
     Ok(Some(match kind {
+        b'H' => Frame::Handover,
         b'R' => Frame::Ready,
         b'O' => Frame::Stdout(payload),
         b'E' => Frame::Stderr(payload),
@@ -110,6 +113,6 @@ mod tests {
     fn a_length_above_the_cap_or_an_unknown_kind_is_refused_before_anything_is_stored() {
         assert_eq!(next(&mut BytesMut::from(&b"O\xff\xff\xff\x7f"[..])), Err(BrokenFraming));
         assert_eq!(next(&mut BytesMut::from(&b"{\"k\":\"done\"}"[..])), Err(BrokenFraming));
-        assert_eq!(next(&mut BytesMut::from(&b"Z\0\0\x30\0"[..])), Err(BrokenFraming), "a report of 3 MB");
+        assert_eq!(next(&mut BytesMut::from(&b"Z\0\0\x20\0"[..])), Err(BrokenFraming), "a report of 2 MB");
     }
 }

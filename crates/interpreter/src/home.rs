@@ -78,7 +78,11 @@ impl Drop for Home {
 /// Makes the directory of all homes what it must be, should code of the server's own user have changed it.
 pub(crate) fn mend_state_directory(directory: &Path) -> io::Result<()> {
     for (path, mode) in [(directory.to_owned(), STATE_MODE), (directory.join(crate::tree::MATPLOTLIB), 0o755)] {
-        let found = path.symlink_metadata()?;
+        let found = match path.symlink_metadata() {
+            // A purge makes it anew in this moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
         if found.is_dir() && found.permissions().mode() & 0o777 != mode {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
         }

@@ -37,12 +37,25 @@ pub(crate) struct Kernel {
     pub(crate) baseline_bytes: u64,
     /// Whether the supervisor may look at what its processes have open.
     pub(crate) sees_descriptors: bool,
+    /// Whether all sockets of its network namespace are its own.
+    pub(crate) own_network: bool,
     /// The shared memory that is the kernel's own, where it has some.
     pub(crate) shared_memory: Option<Arc<OwnedFd>>,
     pub(crate) buffer: BytesMut,
     pub(crate) channel_open: bool,
     pub(crate) pipes_open: [bool; 2],
     pub(crate) remains: Option<Remains>,
+}
+
+/// How a kernel can be looked at from outside.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen {
+    /// What it got from its zygote by fork, in bytes.
+    pub(crate) baseline_bytes: u64,
+    /// Whether what its processes have open is in sight.
+    pub(crate) descriptors: bool,
+    /// Whether it has a network of its own.
+    pub(crate) own_network: bool,
 }
 
 /// What must go when the kernel goes: its processes, then its home.
@@ -81,7 +94,7 @@ impl Kernel {
         descriptors: SupervisorDescriptors,
         death: OwnedFd,
         exited: oneshot::Receiver<i32>,
-        (baseline_bytes, sees_descriptors): (u64, bool),
+        seen: Seen,
         reaper: Arc<Reaper>,
         home: Home,
     ) -> io::Result<Self> {
@@ -95,8 +108,9 @@ impl Kernel {
             death: sandbox::watched(death)?,
             shared: descriptors.shared.into(),
             exited,
-            baseline_bytes,
-            sees_descriptors,
+            baseline_bytes: seen.baseline_bytes,
+            sees_descriptors: seen.descriptors,
+            own_network: seen.own_network,
             shared_memory: None,
             buffer: BytesMut::new(),
             channel_open: true,
@@ -109,16 +123,17 @@ impl Kernel {
     pub(crate) async fn warmed(&mut self) -> bool {
         loop {
             clear(&self.channel);
-            // No user code has run in it yet: the descriptors that come with its word are what they should be.
+            match frames::next(&mut self.buffer) {
+                Ok(Some(Frame::Ready)) => return true,
+                Ok(Some(Frame::Handover)) => continue,
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return false,
+            }
+            // No user code has run in it yet: what it hands over is what it should be.
             match sandbox::receive(self.channel.get_ref(), READ_SIZE) {
                 Ok((bytes, fds)) if !bytes.is_empty() => {
                     self.buffer.extend_from_slice(&bytes);
                     self.shared_memory = fds.into_iter().next().map(Arc::new).or(self.shared_memory.take());
-                    match frames::next(&mut self.buffer) {
-                        Ok(Some(Frame::Ready)) => return true,
-                        Ok(None) => {}
-                        Ok(Some(_)) | Err(_) => return false,
-                    }
                     continue;
                 }
                 Ok(_) => {

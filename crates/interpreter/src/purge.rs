@@ -7,6 +7,7 @@
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ impl Engine {
     /// When something can't be removed or made anew: then the engine can't promise a clean call any more.
     pub async fn purge(&self) -> io::Result<()> {
         let inner = &self.inner;
+        let bounds = inner.bounds.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if bounds.iter().any(|(pid, bounds)| sandbox::bounds_of(*pid).is_some_and(|now| now != *bounds)) {
+            return Err(io::Error::other("limits, niceness or processors of the engine's own processes were changed"));
+        }
         // In this order: a kernel of the new epoch has a directory that stays.
         let horizon = inner.next_id.load(Ordering::Acquire);
         inner.epoch.fetch_add(1, Ordering::AcqRel);

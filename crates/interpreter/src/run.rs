@@ -121,7 +121,7 @@ impl<'a> Collected<'a> {
             Frame::Report(payload) => return self.report(&payload, Asked::Nothing),
             Frame::End(payload) => return self.report(&payload, Asked::ToEnd),
             Frame::Sync => return Asked::ToSync,
-            Frame::Ready => return Asked::Nonsense,
+            Frame::Handover | Frame::Ready => return Asked::Nonsense,
         }
         Asked::Nothing
     }
@@ -136,15 +136,12 @@ impl<'a> Collected<'a> {
             }
         });
         let fits = self.images.len() < MAX_IMAGES && self.images_bytes + payload.len() <= MAX_IMAGES_BYTES;
-        match picture.filter(|_| fits) {
-            Some((mime_type, bytes)) => {
-                self.images_bytes += payload.len();
-                self.images.push(Image { mime_type, bytes: bytes.to_vec() });
-            }
-            None => {
-                self.received += payload.len() as u64;
-                self.images_dropped += 1;
-            }
+        if let Some((mime_type, bytes)) = picture.filter(|_| fits) {
+            self.images_bytes += payload.len();
+            self.images.push(Image { mime_type, bytes: bytes.to_vec() });
+        } else {
+            self.received += payload.len() as u64;
+            self.images_dropped += 1;
         }
     }
 

@@ -106,10 +106,10 @@ fn clear(path: &Path) {
     let ended = sandbox::end_leftovers(path, &users);
     for user in users {
         // Alive, it is a kernel of another server.
-        if !sandbox::is_user_alive(user) {
-            if let Err(error) = clear_shared_memory(user) {
-                tracing::warn!(user, %error, "shared memory that a killed server left could not be removed");
-            }
+        if !sandbox::is_user_alive(user)
+            && let Err(error) = clear_shared_memory(user)
+        {
+            tracing::warn!(user, %error, "shared memory that a killed server left could not be removed");
         }
     }
     match remove_marked(path) {

@@ -11,8 +11,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// All users there are for kernels. They have no name, and no file of the system belongs to them.
-const USERS: Range<u32> = 61_184..65_184;
+/// All users there are for kernels. They have no name, and no file of the system belongs to them: above what distributions and
+/// systemd give out (<https://systemd.io/UIDS-GIDS/>), and below what is set aside for users of containers.
+const USERS: Range<u32> = 70_000..74_000;
+/// In a container that has 16 bits of users, which systemd's own services of the container could share.
+const USERS_OF_16_BITS: Range<u32> = 61_184..65_184;
 /// Users that are locked together.
 const RANGE: u32 = 200;
 /// Where the locks are: closed to everybody but root, and empty after the machine's next start.
@@ -20,7 +23,18 @@ const LOCKS: &str = "/run/code-interpreter";
 
 /// Whether calls may run as this user.
 pub(crate) fn is_kernel_user(id: u32) -> bool {
-    USERS.contains(&id)
+    USERS.contains(&id) || USERS_OF_16_BITS.contains(&id)
+}
+
+/// Those that this process's user namespace has.
+fn available() -> Range<u32> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let holds_all = |line: &str| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), _, Some(Ok(count))) = (numbers.next(), numbers.next(), numbers.next()) else { return false };
+        first <= USERS.start.into() && first + count >= USERS.end.into()
+    };
+    if map.lines().any(holds_all) { USERS } else { USERS_OF_16_BITS }
 }
 
 /// The users of this server, each used by one kernel at a time.
@@ -29,7 +43,7 @@ pub(crate) struct KernelUsers {
     all: Vec<u32>,
     state: Mutex<State>,
     /// Locked while they are open.
-    _locks: Vec<File>,
+    locks: Vec<File>,
 }
 
 #[derive(Debug, Default)]
@@ -61,12 +75,12 @@ impl KernelUsers {
             return Err(io::Error::other(format!("{} can be written to by others than root", directory.display())));
         }
         let mut users = Self::default();
-        for first in USERS.step_by(RANGE as usize) {
+        for first in available().step_by(RANGE as usize) {
             let file = File::options().create(true).append(true).mode(0o600).open(directory.join(format!("users-{first}")))?;
             match file.try_lock() {
                 Ok(()) => {
                     users.all.extend(first..first + RANGE);
-                    users._locks.push(file);
+                    users.locks.push(file);
                 }
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
@@ -131,7 +145,7 @@ mod tests {
         let lock = |count| KernelUsers::lock_in(place.path(), count);
         let [first, second] = [(), ()].map(|()| lock(2 * RANGE as usize).expect("users"));
         assert!(first.all.iter().all(|user| !second.all.contains(user)));
-        let rest = USERS.len() - first.all.len() - second.all.len();
+        let rest = available().len() - first.all.len() - second.all.len();
         assert!(lock(rest + 1).expect_err("too many").to_string().contains(&format!("{rest} are free")));
         drop(first);
         lock(rest + 1).expect("they are free again");

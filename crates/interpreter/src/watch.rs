@@ -3,9 +3,10 @@
 //! Rule: the looks are taken on threads of their own and never by the task that reads output. What a look finds is the
 //! system's word, not the kernel's.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use protocol::{ErrorCode, Limits};
@@ -25,6 +26,10 @@ const FILES_EVERY: u32 = 8;
 const FILES_PATIENCE: Duration = Duration::from_secs(1);
 /// Above the limit by this much and the run is killed: what is below is left to Python's own `MemoryError`.
 const MEMORY_SLACK_BYTES: u64 = 16 << 20;
+/// A process can't be looked into for a moment while it becomes another program or ends: only one that stays so hides.
+const HIDDEN_LOOKS: u32 = 5;
+/// Instances of epoll: an event loop has one.
+const MAX_WATCHERS: u64 = 128;
 /// Where a call of a user of its own has its shared memory when it has no mounts of its own.
 const SHARED_MEMORY: &str = "/dev/shm";
 
@@ -37,6 +42,9 @@ pub(crate) struct Watch {
     own_user: Option<u32>,
     shared_memory: Option<Arc<OwnedFd>>,
     sees_descriptors: bool,
+    own_network: bool,
+    /// Processes that could not be looked into, and in how many looks running.
+    hidden: Arc<Mutex<HashMap<i32, u32>>>,
     limits: Limits,
 }
 
@@ -50,6 +58,8 @@ impl Watch {
             own_user: home.and_then(crate::home::Home::user),
             shared_memory: kernel.shared_memory.clone(),
             sees_descriptors: kernel.sees_descriptors,
+            own_network: kernel.own_network,
+            hidden: Arc::default(),
             limits: *limits,
         }
     }
@@ -62,7 +72,7 @@ impl Watch {
         loop {
             tick.tick().await;
             looks = looks.wrapping_add(1);
-            let (this, files_too, before) = (self.clone(), looks % FILES_EVERY == 0, Instant::now());
+            let (this, files_too, before) = (self.clone(), looks.is_multiple_of(FILES_EVERY), Instant::now());
             let look = move || this.look(files_too);
             if let Ok(Some(limit)) = tokio::task::spawn_blocking(look).await {
                 return limit;
@@ -82,14 +92,15 @@ impl Watch {
             &Look {
                 baseline_bytes: self.baseline_bytes,
                 memory_limit_bytes,
-                shared_memory_bytes: self.shared_memory.as_ref().map_or(0, |shared| sandbox::bytes_in_use(shared)),
+                shared_memory_bytes: self.shared_memory.as_ref().map_or(0, sandbox::bytes_in_use),
                 sees_descriptors: self.sees_descriptors,
+                own_network: self.own_network,
             },
         );
         if usage.memory_bytes > memory_limit_bytes {
             return Some(ErrorCode::MemoryLimit);
         }
-        if usage.threads > limits.processes.saturating_add(1) || usage.hides {
+        if usage.threads > limits.processes.saturating_add(1) || usage.watchers > MAX_WATCHERS || self.hides(&usage.hidden) {
             return Some(ErrorCode::ProcessLimit);
         }
         let most = Holding { bytes: limits.disk_bytes.saturating_sub(usage.unnamed_file_bytes), files: MAX_FILES };
@@ -106,11 +117,18 @@ impl Watch {
             {
                 let most = Holding { bytes: memory_limit_bytes, files: MAX_FILES };
                 let held = sandbox::holding(SHARED_MEMORY.as_ref(), Some(user), most, FILES_PATIENCE);
-                if held.bytes > most.bytes.saturating_sub(usage.memory_bytes) {
+                if held.bytes > most.bytes.saturating_sub(usage.memory_bytes) || held.files > most.files {
                     return Some(ErrorCode::MemoryLimit);
                 }
             }
         }
         None
+    }
+
+    /// Whether a process stays closed to looks.
+    fn hides(&self, now: &[i32]) -> bool {
+        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        *hidden = now.iter().map(|pid| (*pid, hidden.get(pid).map_or(1, |looks| looks + 1))).collect();
+        hidden.values().any(|looks| *looks >= HIDDEN_LOOKS)
     }
 }

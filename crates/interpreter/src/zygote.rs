@@ -313,11 +313,14 @@ impl Family {
 }
 
 /// Everything user code finds in its environment, built from nothing. HOME and TMPDIR are set for each kernel.
-fn environment(tree: &PythonTree) -> [(&'static str, String); 12] {
+fn environment(tree: &PythonTree) -> [(&'static str, String); 14] {
     let one = || "1".to_owned();
     [
         ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
         ("HOME", "/nonexistent".to_owned()),
+        // Who asks for a name finds one, though no such user need be in any list.
+        ("USER", "sandbox".to_owned()),
+        ("LOGNAME", "sandbox".to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("TZ", "UTC".to_owned()),
         ("MPLBACKEND", "Agg".to_owned()),

@@ -97,11 +97,16 @@ pub struct Layer {
     pub reason: Option<String>,
 }
 
+fn by_us(name: &'static str, effect: &'static str) -> Layer {
+    of_supervisor(name, true, effect)
+}
+
+fn of_supervisor(name: &'static str, held: bool, effect: &'static str) -> Layer {
+    Layer { name, state: if held { LayerState::Active } else { LayerState::Refused }, effect, reason: None }
+}
+
 /// Every protection, as it stands in this process.
 pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
-    let layer = |name, state, effect| Layer { name, state, effect, reason: None };
-    let by_us = |name, effect| layer(name, LayerState::Active, effect);
-    let of_supervisor = |name, held, effect| layer(name, if held { LayerState::Active } else { LayerState::Refused }, effect);
     let off = |name, effect, setting: &str| Layer { name, state: LayerState::Off, effect, reason: Some(setting.to_owned()) };
     let tried = |name: &'static str, effect| {
         if status.disabled.iter().any(|disabled| disabled == name) {
@@ -170,6 +175,10 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
         layer.reason = layer.reason.map(|_| "there is a way from here into a network".to_owned());
         layer
     };
+    let mut non_dumpable_kernels = tried("non_dumpable_kernels", "calls can't read one another's memory");
+    if !active(&user_per_call) && [&namespaces, &landlock].into_iter().any(active) {
+        keep_apart(&mut non_dumpable_kernels);
+    }
     vec![
         by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
         by_us("scrubbed_environment", "the code's environment is built from nothing"),
@@ -181,7 +190,7 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
         ),
         of_supervisor("subreaper", status.supervisor_subreaper, "daemons the code leaves behind are found by descent"),
         tried("no_new_privileges", "set-user-id programs give the code no rights"),
-        tried("non_dumpable_kernels", "calls can't read one another's memory"),
+        non_dumpable_kernels,
         namespaces.clone(),
         network_namespace("network_namespace", "the code has a network of its own with nothing in it"),
         user_per_call.clone(),
@@ -200,6 +209,12 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
         ),
         seccomp.clone(),
     ]
+}
+
+/// Where the supervisor has to look at the descriptors of kernels: see `let_the_supervisor_look` in `cage.py`.
+fn keep_apart(layer: &mut Layer) {
+    layer.state = LayerState::NotApplicable;
+    layer.reason = Some("namespaces or Landlock keep calls apart, and the server looks at what they have open".to_owned());
 }
 
 /// Whether each of the layers the operator insists on is active.

@@ -1,6 +1,7 @@
 //! The MCP server: tool list and tool calls.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use base64::Engine as _;
 use protocol::{
@@ -23,6 +24,9 @@ use crate::tools::{Interpreter, PackageList};
 
 /// How long a client may keep the tool list: it changes with a deployment only.
 const TOOLS_TTL_MS: u64 = 300_000;
+
+/// How long an answer waits for the last lines of progress before it: a slow client slows nothing.
+const LAST_LINES_PATIENCE: Duration = Duration::from_millis(100);
 
 const INSTRUCTIONS: &str = "Runs Python in a fresh, isolated process with numpy, pandas, scipy, scikit-learn, matplotlib and more. \
     The value of the last expression (or of a variable named `result`) comes back with stdout, stderr and figures. \
@@ -198,7 +202,13 @@ async fn heard<T>(context: &RequestContext<RoleServer>, progress: &Progress, wor
         }
     };
     tokio::select! {
-        done = work => Some(done),
+        done = work => {
+            // What it said last may not have been on its way yet.
+            if let Some(token) = context.meta.get_progress_token() {
+                let _ = tokio::time::timeout(LAST_LINES_PATIENCE, progress.send_lines(&context.peer, &token)).await;
+            }
+            Some(done)
+        }
         never = forward => match never {},
         () = context.ct.cancelled() => None,
     }

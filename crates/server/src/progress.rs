@@ -4,6 +4,7 @@
 //! answer has them anyway.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use protocol::OutputEvent;
@@ -18,6 +19,8 @@ const MAX_GATHERED_BYTES: usize = 16 << 10;
 pub(crate) struct Progress {
     gathered: Mutex<Vec<u8>>,
     arrived: Notify,
+    /// How many notifications were sent.
+    sent: AtomicU32,
 }
 
 impl Progress {
@@ -31,16 +34,20 @@ impl Progress {
 
     /// Sends whole lines as they come; never ends by itself.
     pub(crate) async fn forward(&self, peer: &Peer<RoleServer>, token: ProgressToken) -> Infallible {
-        let mut sent = 0.0;
         loop {
             self.arrived.notified().await;
-            let Some(lines) = self.take_lines() else { continue };
-            sent += 1.0;
-            let note = ProgressNotificationParam::new(token.clone(), sent).with_message(lines);
-            if peer.notify_progress(note).await.is_err() {
+            if !self.send_lines(peer, &token).await {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// Sends the whole lines that have come and were not sent yet; false when the client has gone.
+    pub(crate) async fn send_lines(&self, peer: &Peer<RoleServer>, token: &ProgressToken) -> bool {
+        let Some(lines) = self.take_lines() else { return true };
+        let number = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        let note = ProgressNotificationParam::new(token.clone(), f64::from(number)).with_message(lines);
+        peer.notify_progress(note).await.is_ok()
     }
 
     fn take_lines(&self) -> Option<String> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use interpreter::Engine;
+use interpreter::{Engine, EngineStatus};
 use packages::{Package, Packages, PackagesConfig, Prepared, Target};
 use protocol::{
     ArgumentError, Arguments, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse,
@@ -122,12 +122,20 @@ impl Interpreter {
         }
     }
 
+    /// Where a call's own directory is, as its code sees it.
+    fn call_directory(&self, status: &EngineStatus) -> String {
+        // As `namespaces.py` has it.
+        const WITH_OWN_MOUNTS: &str = "/mnt/data";
+        let has_mounts = status.held.as_ref().is_some_and(|held| held.get("namespaces") == Some(&0));
+        if has_mounts { WITH_OWN_MOUNTS.to_owned() } else { self.engine.state_dir().display().to_string() }
+    }
+
     /// `get_environment_info`
     pub fn environment(&self) -> EnvironmentInfo {
         let status = self.engine.status();
         EnvironmentInfo {
             platform: environment::platform(),
-            temp_dir: std::env::temp_dir().display().to_string(),
+            temp_dir: self.call_directory(&status),
             installed_packages: self
                 .packages
                 .stack()

@@ -77,22 +77,22 @@ pub struct EngineSettings {
     #[arg(long, env = "MAX_TIMEOUT", help_heading = ORDINARY, default_value_t = MAX_TIMEOUT_SECONDS)]
     max_timeout: f64,
     /// Memory a call may use on top of the warm interpreter, in MB.
-    #[arg(long, env = "MAX_MEMORY_MB", help_heading = ORDINARY, default_value_t = DEFAULT_MEMORY_MB)]
+    #[arg(long, env = "MAX_MEMORY_MB", help_heading = SECURITY, default_value_t = DEFAULT_MEMORY_MB)]
     max_memory_mb: u64,
     /// How much of each of stdout and stderr comes back, in bytes.
     #[arg(long, env = "MAX_OUTPUT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_CAP_BYTES)]
     max_output_bytes: usize,
     /// Output after which a run is ended, in bytes.
-    #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
+    #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = SECURITY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
     output_limit_bytes: u64,
     /// Largest file a call may write, in MB.
-    #[arg(long, env = "MAX_FILE_MB", help_heading = ORDINARY, default_value = "256")]
+    #[arg(long, env = "MAX_FILE_MB", help_heading = SECURITY, default_value = "256")]
     max_file_mb: u64,
     /// What all files of a call may take together, in MB.
-    #[arg(long, env = "MAX_DISK_MB", help_heading = ORDINARY, default_value_t = DEFAULT_DISK_MB)]
+    #[arg(long, env = "MAX_DISK_MB", help_heading = SECURITY, default_value_t = DEFAULT_DISK_MB)]
     max_disk_mb: u64,
     /// Processes and threads a call may have at once.
-    #[arg(long, env = "MAX_PROCESSES", help_heading = ORDINARY, default_value = "64")]
+    #[arg(long, env = "MAX_PROCESSES", help_heading = SECURITY, default_value = "64")]
     max_processes: u64,
     /// Let the code reach the network; DNS counts as network.
     #[arg(long, env = "ALLOW_NETWORK", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -225,10 +225,10 @@ pub struct HttpSettings {
     #[arg(long, env = "ALLOWED_ORIGINS", help_heading = SECURITY, value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
     allowed_origins: Vec<String>,
     /// Largest request body, in bytes.
-    #[arg(long, env = "MAX_BODY_BYTES", help_heading = ORDINARY, default_value = "12582912")]
+    #[arg(long, env = "MAX_BODY_BYTES", help_heading = SECURITY, default_value = "12582912")]
     max_body_bytes: usize,
     /// Connections at once; above it those that have waited longest for their client are closed.
-    #[arg(long, env = "MAX_CONNECTIONS", help_heading = ORDINARY, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, env = "MAX_CONNECTIONS", help_heading = SECURITY, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections: u32,
     /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.
     #[arg(long, env = "IDLE_TIMEOUT", help_heading = ORDINARY, default_value = "75")]
@@ -328,6 +328,7 @@ impl EngineSettings {
             disabled_layers: self.disable_layers.clone(),
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
             readable: Packages::readable(&self.packages()?).into_iter().collect(),
+            visible: vec![self.packages()?.directory],
             allowed: Allowed {
                 network: self.allow_network,
                 subprocess: self.allow_subprocess,

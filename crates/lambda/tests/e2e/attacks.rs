@@ -167,6 +167,22 @@ fn a_function_whose_code_kills_it_works_again() {
     assert_eq!(function.run("2 + 3")["result"], "5");
 }
 
+/// One call lowered what the zygotes may have, and every later one failed.
+#[test]
+fn a_function_whose_processes_were_bounded_by_code_gives_way_to_a_new_one() {
+    let function = Function::start();
+    for harm in [
+        "resource.prlimit(os.getppid(), resource.RLIMIT_DATA, (40 << 20,) * 2)",
+        "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    ] {
+        let code = json!({"code": format!("import os, resource\n{harm}")});
+        function.post("/lambda/mcp/", &[], &super::function::call("execute_python", &code));
+        for _ in 0..2 {
+            assert_eq!(function.run("2 + 3")["result"], "5", "{harm}");
+        }
+    }
+}
+
 /// The zygotes are of the code's own user there: those that were killed or stopped serve the next call again.
 #[test]
 fn zygotes_that_were_harmed_are_replaced_or_go_on() {

@@ -140,6 +140,7 @@ fn one_line_of_the_log_says_what_this_environment_grants() {
 #[test]
 fn an_unknown_log_value_is_told_and_is_not_silence() {
     let function = Function::with(&[("LOG", "verbose")], &[]);
+    assert_eq!(function.run("2 + 3")["result"], "5");
     function.wait_for_log(&["LOG: ", "verbose", "is no level"]);
 }
 

@@ -233,8 +233,14 @@ impl Server {
 /// Command lines of live processes that hold `marker`.
 pub(crate) fn processes_named(marker: &str) -> Vec<String> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    // When its first thread has ended, a process's own line is empty.
+    let line = |entry: std::fs::DirEntry| {
+        let threads = std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten();
+        let mut lines = threads.filter_map(|thread| std::fs::read(thread.path().join("cmdline")).ok());
+        lines.find(|line| !line.is_empty())
+    };
     entries
-        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .filter_map(line)
         .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
         .filter(|line| line.contains(marker))
         .collect()

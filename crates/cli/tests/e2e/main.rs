@@ -3,12 +3,15 @@
 
 mod client;
 mod command_line;
+mod floods;
 mod greedy;
+mod honest;
 mod hostile;
 mod http;
 mod index;
 mod isolation;
 mod lifecycle;
+mod neighbours;
 mod packages;
 mod policy;
 mod semantics;

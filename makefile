@@ -36,6 +36,7 @@ $(UV):
 
 test: tree aws ## Run all tests
 	@echo "building and running the tests (the first time takes minutes)"
+	@cargo build --quiet --workspace --bins
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --profile ci; else cargo test --workspace -- --test-threads 2; fi
 
 lint: ## rustfmt and clippy

@@ -4,18 +4,16 @@
 //! code took away its own rights to it. What can't be removed stays where it is, is used by nobody again, and is counted.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::state_dir::StateDir;
-use crate::users::KernelUser;
+use crate::users::{KernelUser, clear_shared_memory};
 
 /// More files than this in its directory and a call is ended: each look at them must stay short.
 pub(crate) const MAX_FILES: usize = 20_000;
-/// Where POSIX shared memory and semaphores are files.
-const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Who may do what in the directory that all homes are in: pass, and see nothing.
 const STATE_MODE: u32 = 0o711;
@@ -88,17 +86,6 @@ pub(crate) fn mend_state_directory(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Removes what the user left in the machine's `/dev/shm`: it would stay until the machine's next start.
-pub(crate) fn clear_shared_memory(user: u32) -> io::Result<()> {
-    let mut result = Ok(());
-    for entry in std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten() {
-        if entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
-            result = result.and(sandbox::remove_as(&entry.path(), user));
-        }
-    }
-    result
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use sandbox::{Allowed, Landlock};
 use serde::Serialize;
 
+use crate::PythonTree;
 use crate::tree::MATPLOTLIB;
 use crate::zygote::Held;
-use crate::{EngineConfig, PythonTree};
 
 /// Not implemented: what a kernel without the layer answers.
 pub(crate) const ENOSYS: i32 = 38;
@@ -67,8 +67,14 @@ pub(crate) struct Isolation {
 }
 
 impl Isolation {
-    pub(crate) fn new(config: &EngineConfig, tree: &PythonTree, state_dir: &Path) -> Self {
-        let (allowed, disabled) = (config.allowed, config.disabled_layers.clone());
+    /// `readable` is read by the code; `visible` is in its sight besides, where it has mounts of its own.
+    pub(crate) fn new(
+        (allowed, disabled): (Allowed, Vec<String>),
+        readable: &[PathBuf],
+        visible: &[PathBuf],
+        tree: &PythonTree,
+        state_dir: &Path,
+    ) -> Self {
         let is_off = |layer| disabled.iter().any(|name| name == layer);
         let mut seccomp = Filters::default();
         if !is_off("seccomp") {
@@ -82,11 +88,11 @@ impl Isolation {
         if let Err(error) = std::fs::create_dir_all(&matplotlib) {
             tracing::warn!(%error, "matplotlib's directory could not be made");
         }
-        let readable = config.readable.iter().cloned().chain([tree.root().to_path_buf(), matplotlib]).collect::<Vec<_>>();
+        let readable = readable.iter().cloned().chain([tree.root().to_path_buf(), matplotlib]).collect::<Vec<_>>();
         let landlock =
             if is_off("landlock") { Err(io::Error::from_raw_os_error(ENOSYS)) } else { Landlock::new(allowed, &readable) };
         // Also by the name that links lead to.
-        let named = || config.visible.iter().chain(&readable);
+        let named = || visible.iter().chain(&readable);
         let visible = named().cloned().chain(named().filter_map(|path| path.canonicalize().ok())).collect();
         Self { allowed, disabled, seccomp, landlock, visible }
     }

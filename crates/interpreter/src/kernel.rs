@@ -14,9 +14,9 @@ use sandbox::{KernelProcess, Reaper, SupervisorDescriptors};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
+use crate::collected::Collected;
 use crate::frames::{self, Frame};
 use crate::home::Home;
-use crate::run::Collected;
 
 /// Size of the memory in which a kernel keeps output it has not sent: as in `streams.py`.
 pub(crate) const SHARED_SIZE: u64 = 1 << 16;

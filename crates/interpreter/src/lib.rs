@@ -6,6 +6,7 @@
 
 mod answer;
 mod capture;
+mod collected;
 mod engine;
 mod frames;
 mod home;

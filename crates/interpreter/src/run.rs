@@ -8,12 +8,12 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
-use protocol::{CellRequest, ErrorCode, Image, Limits, OutputEvent, Stream};
+use protocol::{CellRequest, ErrorCode, Image, Limits, OutputEvent};
 use tokio::time::Instant;
 
 use crate::capture::Captured;
-use crate::frames::{self, Frame, Report};
+use crate::collected::{Asked, Collected};
+use crate::frames::{self, Report};
 use crate::kernel::{Kernel, clear};
 use crate::watch::Watch;
 
@@ -22,9 +22,6 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 /// After this many frames or rounds a flood lets the clock have a look.
 const FRAMES_AT_ONCE: usize = 1024;
 const ROUNDS_AT_ONCE: usize = 64;
-/// Pictures that are kept, as the harness keeps to it, and what they may take together.
-const MAX_IMAGES: usize = 32;
-const MAX_IMAGES_BYTES: usize = 8 << 20;
 
 /// How a run ended, by what the supervisor saw.
 #[derive(Debug)]
@@ -59,105 +56,6 @@ enum Step {
     More,
     /// The run is over.
     Ended(Ending),
-}
-
-/// What has come out so far.
-pub(crate) struct Collected<'a> {
-    stdout: Captured,
-    stderr: Captured,
-    images: Vec<Image>,
-    images_bytes: usize,
-    images_dropped: usize,
-    report: Option<Report>,
-    /// Everything that came, whatever became of it, in bytes.
-    received: u64,
-    on_output: &'a mut (dyn FnMut(OutputEvent<'_>) + Send),
-}
-
-/// What a frame asks of the supervisor.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    Nothing,
-    ToSync,
-    ToEnd,
-    /// It can't be understood.
-    Nonsense,
-}
-
-impl<'a> Collected<'a> {
-    fn new(limits: &Limits, on_output: &'a mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Self {
-        Self {
-            stdout: Captured::new(limits.output_cap_bytes),
-            stderr: Captured::new(limits.output_cap_bytes),
-            images: Vec::new(),
-            images_bytes: 0,
-            images_dropped: 0,
-            report: None,
-            received: 0,
-            on_output,
-        }
-    }
-
-    pub(crate) fn text(&mut self, stream: Stream, bytes: &[u8]) {
-        self.received += bytes.len() as u64;
-        if bytes.is_empty() {
-            return;
-        }
-        match stream {
-            Stream::Stdout => self.stdout.push(bytes),
-            Stream::Stderr => self.stderr.push(bytes),
-            // Never a kernel's.
-            Stream::Notice => return,
-        }
-        (self.on_output)(OutputEvent { stream, bytes });
-    }
-
-    pub(crate) fn frame(&mut self, frame: Frame) -> Asked {
-        self.received += frames::HEADER as u64;
-        match frame {
-            Frame::Stdout(text) => self.text(Stream::Stdout, &text),
-            Frame::Stderr(text) => self.text(Stream::Stderr, &text),
-            Frame::Image(payload) => self.image(&payload),
-            Frame::Report(payload) => return self.report(&payload, Asked::Nothing),
-            Frame::End(payload) => return self.report(&payload, Asked::ToEnd),
-            Frame::Sync => return Asked::ToSync,
-            Frame::Handover | Frame::Ready => return Asked::Nonsense,
-        }
-        Asked::Nothing
-    }
-
-    fn image(&mut self, payload: &Bytes) {
-        let picture = payload.iter().take(32).position(|byte| *byte == 0).and_then(|at| {
-            let (mime_type, bytes) = (&payload[..at], &payload[at + 1..]);
-            match mime_type {
-                b"image/png" if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => Some(("image/png", bytes)),
-                b"image/jpeg" if bytes.starts_with(b"\xff\xd8\xff") => Some(("image/jpeg", bytes)),
-                _ => None,
-            }
-        });
-        let fits = self.images.len() < MAX_IMAGES && self.images_bytes + payload.len() <= MAX_IMAGES_BYTES;
-        if let Some((mime_type, bytes)) = picture.filter(|_| fits) {
-            self.images_bytes += payload.len();
-            self.images.push(Image { mime_type, bytes: bytes.to_vec() });
-        } else {
-            self.received += payload.len() as u64;
-            self.images_dropped += 1;
-        }
-    }
-
-    fn report(&mut self, payload: &Bytes, asked: Asked) -> Asked {
-        self.received += payload.len() as u64;
-        let Ok(report) = serde_json::from_slice::<Report>(payload) else { return Asked::Nonsense };
-        match &mut self.report {
-            Some(first) => first.amend(report),
-            None => self.report = Some(report),
-        }
-        asked
-    }
-
-    fn is_too_much(&self, limits: &Limits) -> bool {
-        self.received > limits.output_hard_limit_bytes
-    }
 }
 
 impl Kernel {

@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::home::clear_shared_memory;
-use crate::users::is_kernel_user;
+use crate::users::{clear_shared_memory, is_kernel_user};
 
 const PREFIX: &str = "code-interpreter-";
 const MARK: &str = ".server";

@@ -18,6 +18,8 @@ const USERS: Range<u32> = 70_000..74_000;
 const USERS_OF_16_BITS: Range<u32> = 61_184..65_184;
 /// Users that are locked together.
 const RANGE: u32 = 200;
+/// Where POSIX shared memory and semaphores are files.
+const SHARED_MEMORY: &str = "/dev/shm";
 /// Where the locks are: closed to everybody but root, and empty after the machine's next start.
 const LOCKS: &str = "/run/code-interpreter";
 
@@ -35,6 +37,17 @@ fn available() -> Range<u32> {
         first <= USERS.start.into() && first + count >= USERS.end.into()
     };
     if map.lines().any(holds_all) { USERS } else { USERS_OF_16_BITS }
+}
+
+/// Removes what the user left in the machine's `/dev/shm`: it would stay until the machine's next start.
+pub(crate) fn clear_shared_memory(user: u32) -> io::Result<()> {
+    let mut result = Ok(());
+    for entry in std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten() {
+        if entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
+            result = result.and(sandbox::remove_as(&entry.path(), user));
+        }
+    }
+    result
 }
 
 /// The users of this server, each used by one kernel at a time.

@@ -175,10 +175,8 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
         layer.reason = layer.reason.map(|_| "there is a way from here into a network".to_owned());
         layer
     };
-    let mut non_dumpable_kernels = tried("non_dumpable_kernels", "calls can't read one another's memory");
-    if !active(&user_per_call) && [&namespaces, &landlock].into_iter().any(active) {
-        keep_apart(&mut non_dumpable_kernels);
-    }
+    let looked_into = !active(&user_per_call) && [&namespaces, &landlock].into_iter().any(active);
+    let non_dumpable_kernels = kernels(tried("non_dumpable_kernels", "calls can't read one another's memory"), looked_into);
     vec![
         by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
         by_us("scrubbed_environment", "the code's environment is built from nothing"),
@@ -201,6 +199,7 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
         tried("cgroup", "all calls together can't take the machine's memory or processes"),
         by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
         by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),
+        no_connections(status, &namespaces, &seccomp),
         own_signals("own_signals", "system calls that signal another process than the code's own are refused"),
         shared_memory("shared_memory", "what the code leaves in /dev/shm is no other call's"),
         network_unreachable(
@@ -211,10 +210,27 @@ pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
     ]
 }
 
+/// Where there are no mounts that hide them.
+fn no_connections(status: &EngineStatus, namespaces: &Layer, seccomp: &Layer) -> Layer {
+    let effect = "the sockets of the machine's services, and of other calls, can't be connected to";
+    let layer = |state, reason| Layer { name: "no_connections", state, effect, reason };
+    if namespaces.state == LayerState::Active {
+        return layer(LayerState::NotApplicable, Some("no path leads to them".to_owned()));
+    }
+    let opened = [(status.allowed.network, "ALLOW_NETWORK is on"), (status.allowed.unix_sockets, "ALLOW_UNIX_SOCKETS is on")];
+    match opened.iter().find(|(open, _)| *open) {
+        Some((_, setting)) => layer(LayerState::Off, Some((*setting).to_owned())),
+        None => layer(seccomp.state, seccomp.reason.clone()),
+    }
+}
+
 /// Where the supervisor has to look at the descriptors of kernels: see `let_the_supervisor_look` in `cage.py`.
-fn keep_apart(layer: &mut Layer) {
-    layer.state = LayerState::NotApplicable;
-    layer.reason = Some("namespaces or Landlock keep calls apart, and the server looks at what they have open".to_owned());
+fn kernels(non_dumpable: Layer, looked_into: bool) -> Layer {
+    let reason = "namespaces or Landlock keep calls apart, and the server looks at what they have open";
+    if looked_into {
+        return Layer { state: LayerState::NotApplicable, reason: Some(reason.to_owned()), ..non_dumpable };
+    }
+    non_dumpable
 }
 
 /// Whether each of the layers the operator insists on is active.

@@ -30,7 +30,7 @@ pub fn hint(layer: &str, engine: &Engine) -> String {
              /sys/fs/cgroup that it may write to"
         }
         "network_unreachable" => "It comes with the layer namespaces, or where the machine has no way out",
-        "seccomp" | "no_network" | "no_subprocess" | "own_signals" => {
+        "seccomp" | "no_connections" | "no_network" | "no_subprocess" | "own_signals" => {
             "It needs a kernel with seccomp filters, an x86_64 or arm64 processor, and a container that lets seccomp pass"
         }
         "user_per_call" => return user_per_call(engine),

@@ -148,16 +148,20 @@ fn each_home_has_the_layers_it_should_have() {
         states.map(|(name, state)| format!("{state} {name}")).collect::<Vec<_>>()
     };
     if !homes::is_root() {
-        return assert_eq!(refused(Home::Caller), ["n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]);
+        return assert_eq!(
+            refused(Home::Caller),
+            ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]
+        );
     }
-    assert_eq!(refused(Home::Caller), ["n/a own_signals"]);
-    assert_eq!(refused(Home::User), ["n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]);
+    assert_eq!(refused(Home::Caller), ["n/a no_connections", "n/a own_signals"]);
+    assert_eq!(refused(Home::User), ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]);
     assert_eq!(
         refused(Home::NoLandlock),
         [
             "REFUSED landlock",
             "REFUSED landlock_signals",
             "REFUSED landlock_tcp",
+            "n/a no_connections",
             "n/a non_dumpable_kernels",
             "n/a own_signals",
             "n/a user_per_call",
@@ -171,6 +175,7 @@ fn each_home_has_the_layers_it_should_have() {
             "REFUSED landlock_tcp",
             "REFUSED namespaces",
             "REFUSED network_namespace",
+            "REFUSED no_connections",
             "REFUSED no_network",
             "REFUSED no_new_privileges",
             "REFUSED no_subprocess",

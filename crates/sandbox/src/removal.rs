@@ -235,16 +235,22 @@ mod tests {
     /// The server deleted what a link pointed to: the fall-back for trees that a live process kept filling went by path.
     #[test]
     fn a_live_process_that_swaps_directories_for_links_gets_nothing_removed_elsewhere() {
-        use rustix::fs::{CWD, RenameFlags};
         let place = tempfile::tempdir().expect("a directory");
-        let victim = place.path().join("victim");
+        swap_while_removing(&place, &place.path().join("victim"));
+        // Across two file systems.
+        let elsewhere = tempfile::tempdir_in("/dev/shm").expect("a directory");
+        swap_while_removing(&place, &elsewhere.path().join("victim"));
+    }
+
+    fn swap_while_removing(place: &tempfile::TempDir, victim: &Path) {
+        use rustix::fs::{CWD, RenameFlags};
         std::fs::create_dir_all(victim.join("inner")).expect("made");
         std::fs::write(victim.join("inner/kept"), "").expect("made");
-        std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o751)).expect("set");
+        std::fs::set_permissions(victim, std::fs::Permissions::from_mode(0o751)).expect("set");
         for _ in 0..200 {
             let root = place.path().join("left");
             std::fs::create_dir_all(root.join("a/b")).expect("made");
-            std::os::unix::fs::symlink(&victim, place.path().join("link")).expect("made");
+            std::os::unix::fs::symlink(victim, place.path().join("link")).expect("made");
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     let link = place.path().join("link");

@@ -167,6 +167,23 @@ fn a_function_whose_code_kills_it_works_again() {
     assert_eq!(function.run("2 + 3")["result"], "5");
 }
 
+/// A child that `clone` made its zygote's read and changed the next caller's file, and took the next event.
+#[test]
+fn a_process_that_is_born_outside_of_its_call_is_gone_for_the_next_caller() {
+    let function = Function::start();
+    let born = "import ctypes, glob, os, platform, time\nplaces = os.path.dirname(os.getcwd()) + '/k*/secret'\n\
+                number = 56 if platform.machine() == 'x86_64' else 220\n\
+                for _ in range(3):\n    pid = ctypes.CDLL(None).syscall(number, 0x8000 | 17, 0, 0, 0, 0)\n    if pid == 0:\n        \
+                until = time.time() + 20\n        while time.time() < until:\n            \
+                for path in glob.glob(places): open(path, 'w').write('CHANGED')\n            time.sleep(.005)\n        os._exit(0)\n\
+                pid > 0";
+    assert_eq!(function.run(born)["result"], "True", "nothing refuses it there");
+    for _ in 0..3 {
+        let next = "import time\nopen('secret', 'w').write('of the next caller')\ntime.sleep(.3)\nopen('secret').read()";
+        assert_eq!(function.run(next)["result"], "'of the next caller'");
+    }
+}
+
 /// One call lowered what the zygotes may have, and every later one failed.
 #[test]
 fn a_function_whose_processes_were_bounded_by_code_gives_way_to_a_new_one() {

@@ -40,9 +40,10 @@ class Restricted:
         self._guards = Guards(self._authorized)
         namespace["__builtins__"] = self._guards.builtins()
         _Rewrite().visit(tree)
+        hook = audit_hook(namespace, self._authorized, self._guards.refuse)
         for name in _OURS:  # nobody finds the policy by its name
             sys.modules.pop(name, None)
-        sys.addaudithook(audit_hook(namespace, self._authorized, self._guards.refuse))
+        sys.addaudithook(hook)
 
     def refusal(self):
         """The first refusal of the run, also one that the cell has caught."""

@@ -1,8 +1,10 @@
 """The restricted policy's second line: what a cell does through libraries, as the interpreter's own audit events tell it.
 
-Rule: who asks is read off the frames, from the innermost out, by the globals that each runs in. A cell's code has the
-cell's globals and can have no other; nothing here is looked up where the cell could put something else."""
+Rule: who asks is read off the frames, from the innermost out: the cell by its globals, the import system by its code, a
+module by the globals that it had before the cell ran or by its code's file. Never by a text in a dict, which code can write."""
 
+import importlib._bootstrap
+import importlib._bootstrap_external
 import os
 import sys
 
@@ -17,7 +19,9 @@ _ONLY_IMPORTS = (
     "sys.settrace", "sys.setprofile", "sys._current", "pdb.", "cpython.",
 )  # fmt: skip
 _DOES_NOT = "a restricted cell does not do this"
-_IMPORTERS = frozenset(("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap", "importlib._bootstrap_external"))
+# All real imports go through the first; who asks only where a module is lists folders in the second.
+_IMPORT = importlib._bootstrap._find_and_load.__code__
+_LIST_FOLDER = importlib._bootstrap_external.FileFinder._fill_cache.__code__
 # Whose code is text that they have made themselves, or that they only read.
 _COMPILERS = frozenset(("collections", "dataclasses", "traceback", "harness_cell"))
 _EXPRESSION_READERS = "pandas.core.computation."
@@ -37,24 +41,41 @@ def audit_hook(namespace, authorized, refuse):
     readable = tuple(f"{path.rstrip('/')}/" for path in tree) + _MACHINE
     resolved = []
     of_stack = frozenset(("numpy", "pandas"))
+    # Each with its globals, which so live as long as their identity is asked for.
+    loaded = {id(vars(module)): (name, vars(module)) for name, module in list(sys.modules.items()) if type(module) is type(sys)}
+    by_file = {}
 
-    def names_of_callers():
-        """The modules that run, from the innermost out, until it is the cell."""
+    def callers():
+        """The frames that run, from the innermost out, the cell's first one included."""
         frame = frame_of()
         while frame is not None:
+            if frame.f_globals is not ours:
+                yield frame
+            if frame.f_globals is namespace:
+                return
+            frame = frame.f_back
+
+    def names_of_callers():
+        """The modules that run, from the innermost out, until it is the cell, which is None."""
+        for frame in callers():
             variables = frame.f_globals
             if variables is namespace:
                 yield None
-                return
-            if variables is not ours:
-                yield variables.get("__name__")
-            frame = frame.f_back
+            elif id(variables) in loaded:
+                yield loaded[id(variables)][0]
+            else:
+                yield name_by_file(frame.f_code.co_filename)
 
-    def imports():
-        for name in names_of_callers():
-            if name in _IMPORTERS:
-                return True
-        return False
+    def name_by_file(path):
+        """The module whose code was read from a file of the tree; no name for other code."""
+        if path not in by_file:
+            folders = sorted((each for each in tree if path.startswith(f"{each.rstrip('/')}/")), key=len)
+            inner = path[len(folders[-1].rstrip("/")) + 1 :] if folders and path.endswith(".py") else ""
+            by_file[path] = inner.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return by_file[path]
+
+    def imports(code=_IMPORT):
+        return any(frame.f_code is code for frame in callers())
 
     def open_is_allowed(path, mode, flags):
         if imports():
@@ -83,7 +104,7 @@ def audit_hook(namespace, authorized, refuse):
                 return True
             if name == "ast":
                 continue
-            if type(name) is not str or name == "harness_policy_guards":
+            if not name or name == "harness_policy_guards":
                 return False
             package = name.partition(".")[0]
             if package in of_stack:
@@ -119,8 +140,8 @@ def audit_hook(namespace, authorized, refuse):
         elif event.startswith("gc."):
             if not authorized("gc"):  # who authorises it gives away every object there is
                 refuse(event, _DOES_NOT)
-        elif event == "os.listdir" and next(names_of_callers(), None) == "importlib.metadata":
-            pass  # plugins are looked for along the path
+        elif event == "os.listdir" and (next(names_of_callers(), None) == "importlib.metadata" or imports(_LIST_FOLDER)):
+            pass  # plugins and modules are looked for along the path
         elif event.startswith(_ONLY_IMPORTS) and not imports():
             refuse(event, _DOES_NOT)
 

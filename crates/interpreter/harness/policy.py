@@ -20,7 +20,7 @@ from harness_policy_rules import (
     is_dunder,
 )
 
-_OURS = tuple(f"harness_{name}" for name in ("policy", "policy_rules", "policy_guards", "policy_hook", "cell", "kernel"))
+_OURS = tuple(f"harness_{name}" for name in ("policy", "policy_rules", "policy_pandas", "policy_guards", "policy_hook", "cell", "kernel"))
 _FORMAT_METHODS = frozenset(("format", "format_map"))
 
 
@@ -170,6 +170,7 @@ class _Rewrite(ast.NodeTransformer):
 
     def __init__(self):
         self._classes = []
+        self._matches = 0
 
     def visit_ClassDef(self, node):
         for field in ("decorator_list", "bases", "keywords"):
@@ -185,28 +186,40 @@ class _Rewrite(ast.NodeTransformer):
             if node.attr == "__name__" and isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
                 return _call(node, TYPE_NAME, self.visit(node.value.value))
             return _call(node, READ, self.visit(node.value), ast.Constant(self._mangled(node.attr)))
-        node.value = _call(node.value, WRITE, self.visit(node.value))
+        node.value = _call(node.value, WRITE, self.visit(node.value), ast.Constant(self._mangled(node.attr)))
         return node
 
     def visit_Match(self, node):
-        """Patterns read attributes by themselves: what they name is looked at first."""
-        subject = self.visit(node.subject)
+        """Patterns read attributes by themselves: what they name is looked at first, and kept for them as it was then."""
         classes, values = [], []
+        self._matches += 1
+        kept = f"<matched {self._matches}>"
+
+        def keep(several, kind, old, new):
+            several.append(new)
+            found = ast.Attribute(ast.Name(kept, ast.Load()), f"{kind}{len(several) - 1}", ast.Load())
+            return ast.fix_missing_locations(ast.copy_location(found, old))
+
         for pattern in (each for case in node.cases for each in ast.walk(case.pattern)):
-            if isinstance(pattern, ast.MatchClass) and (pattern.patterns or pattern.kwd_attrs):
-                classes.append(self._loaded(pattern.cls))
-            elif isinstance(pattern, ast.MatchClass):
-                values.append(self._loaded(pattern.cls))
+            if isinstance(pattern, ast.MatchClass):
+                how = (ast.Constant(len(pattern.patterns)), ast.Constant(tuple(pattern.kwd_attrs)))
+                given = ast.Tuple([self._loaded(pattern.cls), *how], ast.Load())
+                pattern.cls = keep(classes, "class", pattern.cls, given)
             elif isinstance(pattern, ast.MatchValue) and isinstance(pattern.value, ast.Attribute):
-                values.append(self._loaded(pattern.value))
+                pattern.value = keep(values, "value", pattern.value, self._loaded(pattern.value))
             elif isinstance(pattern, ast.MatchMapping):
-                values.extend(self._loaded(key) for key in pattern.keys if isinstance(key, ast.Attribute))
+                pattern.keys = [
+                    keep(values, "value", key, self._loaded(key)) if isinstance(key, ast.Attribute) else key for key in pattern.keys
+                ]
         for case in node.cases:
             case.guard = self.visit(case.guard) if case.guard else None
             case.body = [self.visit(each) for each in case.body]
+        subject = self.visit(node.subject)
         if classes or values:
             several = [ast.copy_location(ast.Tuple(each, ast.Load()), node.subject) for each in (classes, values)]
-            subject = _call(node.subject, MATCH, subject, *several)
+            matchers = ast.NamedExpr(ast.Name(kept, ast.Store()), _call(node.subject, MATCH, *several))
+            subject = ast.Subscript(ast.Tuple([subject, matchers], ast.Load()), ast.Constant(0), ast.Load())
+            subject = ast.fix_missing_locations(ast.copy_location(subject, node.subject))
         node.subject = subject
         return node
 

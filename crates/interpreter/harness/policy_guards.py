@@ -9,9 +9,29 @@ import abc
 import builtins
 import functools
 import operator
-import re
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace, TracebackType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    GenericAlias,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+    TracebackType,
+    UnionType,
+)
 
+from harness_policy_pandas import (
+    BY_TEXT,
+    EXPRESSIONS,
+    FILES,
+    NAMES_BY,
+    expressions,
+    named_methods,
+    narrow_plots,
+    reader_of_buffers,
+)
 from harness_policy_rules import BY_LITERAL_NAME, REFUSED_BUILTINS, PolicyDenied, attribute_refusal, is_dunder
 
 # No source can spell these names.
@@ -19,18 +39,13 @@ READ, WRITE, MATCH, TYPE_NAME = "<read>", "<write>", "<match>", "<type name>"
 
 _INSIDES = frozenset((FrameType, CodeType, TracebackType))
 _ELSEWHERE = "it leads to a module that is not authorised"
-_FILES = "a restricted cell has no files"
-_BY_TEXT = "it would read attributes by a text"
 
-# Methods of pandas' and numpy's objects that take a text for an expression, or for a method's name.
-_EXPRESSIONS = frozenset(("eval", "query"))
-_NAMED_METHODS = frozenset("agg aggregate apply transform".split())
 _REFUSED_METHODS = frozenset(
     "to_pickle to_parquet to_feather to_hdf to_excel to_stata to_sql to_gbq to_orc to_iceberg to_clipboard tofile dump ctypes"
     " style".split()
 )
-# As their texts are split: an attribute of something, also behind a comment or a continued line.
-_EXPRESSION_ATTRIBUTE = re.compile(r"\.[\s\\)]*([^\W\d]|[^\x00-\x7f]|#)")
+_OURS = (__name__, expressions.__module__)
+_DECORATORS = (classmethod, staticmethod)
 
 
 class Guards:
@@ -38,6 +53,7 @@ class Guards:
         self.first_refusal, self.refuse = _refusals()
         self._read, self._member = _readers(authorized, self.refuse)
         self._importer = _importer(authorized, self._member, self.refuse)
+        _narrow_libraries(self.refuse)
 
     def builtins(self):
         """What a cell finds as builtins: without what is refused, with the guards."""
@@ -45,8 +61,10 @@ class Guards:
         allowed |= {name: _Refused(name, "it reaches around the policy", self.refuse) for name in REFUSED_BUILTINS}
         allowed |= {"__build_class__": builtins.__build_class__, "__import__": self._importer, "__debug__": __debug__}
         allowed |= {name: _by_name(name, self._read, self.refuse) for name in BY_LITERAL_NAME}
-        allowed["type"] = _TheType(self.refuse)
-        allowed |= {READ: self._read, WRITE: _writer(self.refuse), MATCH: _matcher(self.refuse)}
+        decorators = {kind: _decorator(kind, self.refuse) for kind in _DECORATORS}
+        allowed |= {kind.__name__: guarded for kind, guarded in decorators.items()}
+        allowed["type"] = _TheType(self.refuse, decorators)
+        allowed |= {READ: self._read, WRITE: _writer(self.refuse), MATCH: _matcher(self._read, self.refuse)}
         allowed[TYPE_NAME] = lambda value: type(value).__name__
         return allowed
 
@@ -74,6 +92,38 @@ class _Refused:
         self.tell()
 
 
+def _is_alias(kind):
+    """Whether it is a class of aliases, such as list[int], that pass on what is read of them."""
+    return issubclass(kind, (GenericAlias, UnionType)) or kind.__module__ == "typing" and kind.__name__.endswith("Alias")
+
+
+def _decorator(kind, refuse):
+    """classmethod and staticmethod, of what is called: not of what they would copy the attributes of."""
+
+    def decorator(function):
+        own = isinstance(function, type) or type(type(function)) is type and type(function).__module__ == "__main__"
+        if not own and not isinstance(function, (FunctionType, BuiltinFunctionType, MethodType, property, functools.partial, *_DECORATORS)):
+            if type(function).__module__ != "functools":
+                refuse(f"{kind.__name__} of other than a function", BY_TEXT)
+        return kind(function)
+
+    return decorator
+
+
+def _narrow_libraries(refuse):
+    """What every way through a library ends in: it is the libraries' own functions that are replaced, for this one cell."""
+    narrow_plots(refuse)
+    if functools.update_wrapper.__module__ == "functools":
+        update = functools.update_wrapper
+
+        def update_wrapper(wrapper, wrapped, *args, **named):
+            if isinstance(wrapped, ModuleType) or _is_alias(type(wrapped)):
+                refuse("a wrapper of a module", BY_TEXT)
+            return update(wrapper, wrapped, *args, **named)
+
+        functools.update_wrapper = update_wrapper
+
+
 def _by_name(builtin, read, refuse):
     """getattr and hasattr by any way that reaches them, such as `map`."""
 
@@ -97,16 +147,21 @@ def _by_name(builtin, read, refuse):
 class _TheType:
     """Stands for `type`: tells an object's class. It makes no class, for that could have any attribute, and gives none away."""
 
-    __slots__ = ("refuse",)
+    __slots__ = ("tell",)
 
-    def __init__(self, refuse):
-        self.refuse = refuse
+    def __init__(self, refuse, decorators):
+        def tell(args, named):
+            if len(args) != 1 or named:
+                refuse("type with more than one argument", "write a class statement")
+            kind = type(args[0])
+            if _is_alias(kind):
+                refuse("the type of an alias", "it would read attributes of whatever it is given")
+            return self if issubclass(kind, type) else decorators.get(kind, kind)
+
+        self.tell = tell
 
     def __call__(self, *args, **named):
-        if len(args) != 1 or named:
-            self.refuse("type with more than one argument", "write a class statement")
-        kind = type(args[0])
-        return self if issubclass(kind, type) else kind
+        return self.tell(args, named)
 
     def __instancecheck__(self, obj):
         return isinstance(obj, type)
@@ -115,7 +170,7 @@ class _TheType:
         return issubclass(kind, type)
 
     def __mro_entries__(self, _bases):
-        self.refuse("a metaclass", "a restricted cell makes none")
+        self.tell((), {})
 
     def __getitem__(self, _of):
         return self
@@ -175,17 +230,30 @@ def _readers(authorized, refuse):
             return safe_wraps
         if value is functools.update_wrapper:
             return safe_update_wrapper
-        if package == "pandas" and name in _EXPRESSIONS:
-            return _expressions(value, name, refuse)
+        if value is functools.singledispatch or value is functools.singledispatchmethod:
+            return safe_dispatch(value)
+        if package == "pandas" and name in NAMES_BY:
+            return named_methods(value, name, refuse)
+        if package == "pandas" and name in EXPRESSIONS:
+            return expressions(value, name, refuse)
         if package == "pandas" and name.startswith("read_"):
-            return _reader_of_buffers(name, value, refuse)
+            return reader_of_buffers(name, value, refuse)
         return value
 
     def safe_update_wrapper(wrapper, wrapped, *args, **named):
         # Only for functions: what else there is could tell it other attributes, or keep what it is given.
         if args or named or type(wrapper) is not FunctionType or not callable(wrapped) or isinstance(wrapped, type):
-            refuse("update_wrapper of other than functions", _BY_TEXT)
+            refuse("update_wrapper of other than functions", BY_TEXT)
         return functools.update_wrapper(wrapper, wrapped)
+
+    def safe_dispatch(dispatch):
+        def of_function(function):
+            inner = function.__func__ if type(function) in _DECORATORS else function
+            if type(inner) is not FunctionType:
+                refuse(f"{dispatch.__name__} of other than a function", BY_TEXT)
+            return dispatch(function)
+
+        return of_function
 
     def safe_wraps(wrapped, *args, **named):
         return lambda wrapper: safe_update_wrapper(wrapper, wrapped, *args, **named)
@@ -193,7 +261,7 @@ def _readers(authorized, refuse):
     plain = set()  # classes whose objects are neither modules nor the interpreter's insides
 
     def is_plain(kind):
-        if issubclass(kind, ModuleType) or kind in _INSIDES or kind is _Refused:
+        if issubclass(kind, (ModuleType, GenericAlias)) or kind in _INSIDES or kind is _Refused:
             return False
         plain.add(kind)
         return True
@@ -212,6 +280,8 @@ def _readers(authorized, refuse):
             return member(obj, name)
         if type(obj) is _Refused:
             obj.tell()
+        if isinstance(obj, GenericAlias):
+            return read(obj.__origin__, name)
         refuse(f"the attribute {name}", "it leads to the interpreter's insides")
 
     def special_value(obj, name, value):
@@ -223,7 +293,7 @@ def _readers(authorized, refuse):
         elif name in careful and callable_of_a_library(value):
             return careful[name](value, name)
         elif name in _REFUSED_METHODS and _of_stack(value, obj):
-            refuse(f"the attribute {name}", _FILES)
+            refuse(f"the attribute {name}", FILES)
         return value
 
     def callable_of_a_library(value):
@@ -239,7 +309,7 @@ def _readers(authorized, refuse):
             return lambda *args, **named: format_value(owner, name, args, named)
         if isinstance(getattr(owner, "data", None), str):  # collections.UserString
             return lambda *args, **named: format_value(owner.data, name, args, named)
-        refuse(f"the attribute {name}", _BY_TEXT)
+        refuse(f"the attribute {name}", BY_TEXT)
 
     def careful_register(value, _name):
         if getattr(value, "__func__", None) is not abc.ABCMeta.register:
@@ -257,7 +327,7 @@ def _readers(authorized, refuse):
         return lambda value, name: guarded(value, name, refuse) if _of_stack(value, None) else value
 
     careful = {"register": careful_register} | dict.fromkeys(("format", "format_map"), careful_format)
-    for names, guarded in ((_EXPRESSIONS, _expressions), (_NAMED_METHODS, _named_methods)):
+    for names, guarded in ((EXPRESSIONS, expressions), (NAMES_BY, named_methods)):
         for name in names:
             careful[name] = careful_of_stack(guarded)
     special = frozenset(careful) | _REFUSED_METHODS | {"obj"}
@@ -275,15 +345,15 @@ def _of_stack(value, obj):
 def _formatter(read, refuse):
     """`str.format` whose fields read attributes as the cell's own code does."""
 
-    def fields(template):
+    def reads(template):
         for _text, field, spec, _conversion in _string.formatter_parser(template):
-            if field is not None:
-                yield field
-                yield from fields(spec)
+            if field is not None and ("." in field or "[" in field or reads(spec)):
+                return True
+        return False
 
-    def get(field, args, named, mapping):
+    def get(field, args, named):
         first, rest = _string.formatter_field_name_split(field)
-        value = args[first] if isinstance(first, int) else mapping[first]
+        value = args[first] if isinstance(first, int) else named[first]
         for is_attribute, name in rest:
             if is_attribute:
                 why = attribute_refusal(name)
@@ -292,71 +362,33 @@ def _formatter(read, refuse):
                 value = read(value, name)
             else:
                 value = value[name]
+        return value
+
+    def render(template, args, named, count, depth):
+        parts = []
+        for text, field, spec, conversion in _string.formatter_parser(template):
+            parts.append(text)
+            if field is None:
+                continue
+            if depth > 2:
+                raise ValueError("Max string recursion exceeded")
+            if field == "" or field[0] in ".[":  # counted by itself
+                field = f"{count[0]}{field}"
+                count[0] += 1
+            value = get(field, args, named)
+            value = {"r": repr, "s": str, "a": ascii}[conversion](value) if conversion else value
+            parts.append(format(value, render(spec, args, named, count, depth + 1)))
+        return "".join(parts)
 
     def format_value(template, way, args, named):
+        if not reads(template):
+            return getattr(str, way)(template, *args, **named)
+        # What is formatted is what was read and looked at: nothing is read twice.
         if way == "format_map":
-            mapping, args = args[0], ()
-            result = lambda: str.format_map(template, mapping)
-        else:
-            mapping = named
-            result = lambda: str.format(template, *args, **named)
-        number = 0
-        for field in fields(template):
-            if field == "" or field[0] in ".[":  # counted by itself
-                field, number = f"{number}{field}", number + 1
-            if "." in field or "[" in field:
-                get(field, args, named, mapping)
-        return result()
+            args, named = (), args[0]
+        return render(template, args, named, [0], 1)
 
     return format_value
-
-
-def _expressions(value, name, refuse):
-    """pandas' `eval` and `query`: their text has columns, numbers and `@names`, but no way to attributes of these."""
-
-    def expression(*args, **named):
-        text = args[0] if args else named.get("expr")
-        bare = not hasattr(value, "__self__")  # pd.eval: there all names are the cell's
-        if not isinstance(text, str) or "level" in named:
-            refuse(f"{name} of other than a text", _BY_TEXT)
-        text = str.__str__(text)
-        attributes = _EXPRESSION_ATTRIBUTE.search(text) is not None
-        if "__" in text or "._" in text or attributes and (bare or "@" in text):
-            refuse(f"this text for {name}", "it may have @names or attributes of columns, not both, and none that are internal")
-        return value(*args, level=1, **named)  # of the frame whose names it may see: one further out than ours
-
-    return expression
-
-
-def _named_methods(value, name, refuse):
-    """pandas' ways to call a method by its name: by the names of ordinary ones."""
-
-    def named_method(*args, **named):
-        look(args, 0)
-        look(named, 0)
-        return value(*args, **named)
-
-    def look(given, depth):
-        if isinstance(given, str):
-            if given.startswith("_") or given in _REFUSED_METHODS or given in _EXPRESSIONS:
-                refuse(f"{given} for {name}", _BY_TEXT)
-        elif depth < 5 and isinstance(given, (list, tuple, set, dict)):
-            for each in given.values() if isinstance(given, dict) else given:
-                look(each, depth + 1)
-
-    return named_method
-
-
-def _reader_of_buffers(name, value, refuse):
-    """pandas' readers, of what the cell holds already."""
-
-    def reader(*args, **named):
-        given = args[0] if args else next(iter(named.values()), None)
-        if not callable(getattr(given, "read", None)):
-            refuse(f"{name} of a path", _FILES)
-        return value(*args, **named)
-
-    return reader
 
 
 def _importer(authorized, member, refuse):
@@ -370,6 +402,7 @@ def _importer(authorized, member, refuse):
         if refused is not None:
             refuse(*refused)
         module = real(name, globals, locals, members or ("__name__",) if fromlist else None, 0)
+        _narrow_libraries(refuse)
         if not fromlist:
             return module
         if "*" in fromlist:
@@ -394,23 +427,57 @@ def _importer(authorized, member, refuse):
 
 
 def _writer(refuse):
-    def writable(obj):
+    def writable(obj, name):
         """What has an attribute written to or deleted: not modules and classes of others, which all code shares."""
         if isinstance(obj, ModuleType) or isinstance(obj, type) and type.__getattribute__(obj, "__module__") != "__main__":
             refuse(f"changing {getattr(obj, '__name__', obj)}", "only a cell's own objects and classes can be changed")
+        if name.startswith("_") and type(obj).__module__.partition(".")[0] in ("pandas", "numpy"):
+            refuse(f"changing {name}", "it is internal")
+        if type(obj) in _DECORATORS or isinstance(obj, GenericAlias):
+            refuse(f"changing {name}", "it may be another's")
         return obj
 
     return writable
 
 
-def _matcher(refuse):
-    def matchable(subject, classes, _values):
-        """A match statement's subject, when its class patterns that read attributes name ordinary classes."""
-        for kind in classes:
-            if not isinstance(kind, type):
-                continue  # the statement says so itself
-            if issubclass(ModuleType, kind):
-                refuse(f"a pattern for attributes of {kind.__name__}", "modules would match it")
-        return subject
+def _matcher(read, refuse):
+    """What patterns go by. They read attributes by themselves, and a class twice: each class is evaluated once, and stands
+    behind one that has each attribute read by the guard first."""
 
-    return matchable
+    class Looks(type):
+        def __instancecheck__(cls, obj):
+            return cls.looks(obj)
+
+    def looking(kind, count, keywords):
+        if not isinstance(kind, type) or not count and not keywords:
+            return kind  # the statement says so itself
+        positional = getattr(kind, "__match_args__", None)
+        if count and positional is None and kind.__flags__ & 1 << 22 and not keywords:
+            return kind  # such as int(x), which is the value itself
+        positional = () if positional is None else positional
+        if type(positional) is not tuple or any(type(name) is not str for name in positional):
+            refuse("__match_args__", "it takes attributes' names")
+        names = (*positional[:count], *keywords)
+
+        def looks(obj):
+            if not isinstance(obj, kind):
+                return False
+            for name in names:
+                why = attribute_refusal(name)
+                if why is not None:
+                    refuse(f"the attribute {name}", why)
+                try:
+                    found = read(obj, name)
+                except AttributeError:
+                    continue
+                if isinstance(found, FunctionType) and found.__module__ in _OURS:
+                    refuse(f"a pattern for {name}", "it would take what only a call may have")
+            return True
+
+        return Looks(kind.__name__, (), {"looks": staticmethod(looks), "__match_args__": positional})
+
+    def matchers(classes, values):
+        of_classes = {f"class{at}": looking(*each) for at, each in enumerate(classes)}
+        return SimpleNamespace(**of_classes, **{f"value{at}": each for at, each in enumerate(values)})
+
+    return matchers

@@ -26,7 +26,8 @@ _LIST_FOLDER = importlib._bootstrap_external.FileFinder._fill_cache.__code__
 _COMPILERS = frozenset(("collections", "dataclasses", "traceback", "harness_cell"))
 _EXPRESSION_READERS = "pandas.core.computation."
 # Which read what a cell names, for it.
-_READERS_FOR_THE_CELL = frozenset(("functools", "string", "operator", "harness_policy_guards"))
+_READERS_FOR_THE_CELL = frozenset(("functools", "string", "operator", "harness_policy_guards", "harness_policy_pandas"))
+_OF_THE_CELL = (None, "harness_policy_guards", "harness_policy_pandas")  # the guards only do what it asks for
 _TIME_ZONES = "/usr/share/zoneinfo/"
 # Libraries ask how many threads are worth it.
 _MACHINE = (
@@ -87,7 +88,7 @@ def audit_hook(namespace, authorized, refuse):
             return False
         if path.startswith(_TIME_ZONES):
             return True
-        return is_of_tree(path) and next(names_of_callers(), None) not in (None, "harness_policy_guards")
+        return is_of_tree(path) and next(names_of_callers(), None) not in _OF_THE_CELL
 
     def is_of_tree(path):
         if path.startswith(readable):
@@ -104,7 +105,7 @@ def audit_hook(namespace, authorized, refuse):
                 return True
             if name == "ast":
                 continue
-            if not name or name == "harness_policy_guards":
+            if not name or name in _OF_THE_CELL:
                 return False
             package = name.partition(".")[0]
             if package in of_stack:

@@ -2,6 +2,7 @@
 
 Rule: only constants and functions of text, so that the check before a run and the guards in it can't differ."""
 
+import re
 import sys
 
 # Of builtins, unless the cell makes something of its own by that name.
@@ -36,11 +37,11 @@ FRAME_ATTRIBUTES = frozenset(
 REFUSED_MEMBERS = {
     "numpy": frozenset(
         "load save savez savez_compressed savetxt loadtxt genfromtxt fromfile fromregex memmap open_memmap DataSource f2py"
-        " ctypeslib distutils testing test core lookfor source show_runtime get_include as_strided npyio format introspect".split()
+        " ctypeslib distutils testing test core lookfor source show_runtime get_include as_strided npyio format introspect add_newdoc add_docstring".split()
     ),
     "pandas": frozenset(
         "read_pickle read_clipboard read_sql read_sql_query read_sql_table read_hdf read_gbq HDFStore ExcelFile ExcelWriter"
-        " io core compat show_versions test".split()
+        " io core compat show_versions test register_dataframe_accessor register_series_accessor register_index_accessor".split()
     ),
     "operator": frozenset(("attrgetter", "methodcaller")),
     "string": frozenset(("Formatter",)),
@@ -48,7 +49,7 @@ REFUSED_MEMBERS = {
     "inspect": frozenset("get_annotations currentframe stack trace getattr_static getmembers".split()),
     "annotationlib": frozenset("get_annotations ForwardRef".split()),
     "dataclasses": frozenset(("make_dataclass",)),
-    "types": frozenset("new_class prepare_class resolve_bases FunctionType CodeType LambdaType".split()),
+    "types": frozenset("new_class prepare_class resolve_bases FunctionType CodeType LambdaType GenericAlias MethodType".split()),
 }
 # Of the parts of these packages only what analysis uses, unless AUTHORIZED_IMPORTS names a part itself.
 AUTHORIZED_PARTS = {
@@ -62,6 +63,26 @@ AUTHORIZED_PARTS = {
         " tseries.frequencies tseries.holiday tseries.api util".split()
     ),
 }
+
+# By which pandas may call a method for its name: those that only reckon.
+NAMED_METHODS = frozenset(
+    "sum mean min max count std var median mode first last nth nunique unique size prod product any all cumsum cummax cummin"
+    " cumprod cumcount ngroup rank describe idxmin idxmax quantile sem skew kurt kurtosis abs round diff shift pct_change ffill"
+    " bfill fillna mad corr cov value_counts ohlc sqrt log log2 log10 log1p exp expm1 sin cos tan floor ceil sign square isna"
+    " isnull notna notnull ptp average nanmean nansum nanmin nanmax nanstd nanvar nanmedian len str int float bool".split()
+)
+# What a text for pandas' `query` and `eval` may read of a column.
+EXPRESSION_ATTRIBUTES = NAMED_METHODS | frozenset(
+    "str dt cat contains startswith endswith lower upper title capitalize strip lstrip rstrip match fullmatch isdigit isalpha"
+    " isalnum isnumeric isdecimal isspace islower isupper slice find zfill year month day hour minute second microsecond"
+    " dayofweek day_of_week weekday dayofyear quarter day_name month_name days seconds total_seconds normalize is_month_start"
+    " is_month_end is_year_start is_year_end is_leap_year isin between eq ne lt le gt ge add sub mul div truediv floordiv mod pow"
+    " clip astype duplicated index values".split()
+)
+# As such a text is split: an attribute of something, also behind a comment or a continued line.
+_EXPRESSION_ATTRIBUTE = re.compile(r"\.[\s\\)]*((?:[^\W\d]|[^\x00-\x7f])(?:\w|[^\x00-\x7f])*|#)")
+_PLAIN_TEXT = re.compile(r"'[^']*'|\"[^\"]*\"")
+_NOT_PLAIN = re.compile(r"[#`\\\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|\"\"\"|'''")
 
 
 class PolicyDenied(BaseException):
@@ -82,6 +103,17 @@ def attribute_refusal(name):
     """Why an attribute can't be read by this name, whatever has it; None when it can."""
     if is_dunder(name) and name not in READABLE_DUNDERS or name in FRAME_ATTRIBUTES:
         return "it leads to the interpreter's insides"
+    return None
+
+
+def expression_refusal(text, of_columns):
+    """Why pandas may not evaluate this text, whose names are columns or else the cell's; None when it may."""
+    if "__" in text or "._" in text:
+        return "it may have none that are internal"
+    code = _PLAIN_TEXT.sub("''", text) if _NOT_PLAIN.search(text) is None else text
+    for name in _EXPRESSION_ATTRIBUTE.findall(code):
+        if not of_columns or name not in EXPRESSION_ATTRIBUTES:
+            return f"it may not read {name} of something"
     return None
 
 

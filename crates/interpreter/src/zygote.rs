@@ -19,13 +19,14 @@ use crate::stage;
 use crate::tree::MATPLOTLIB;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 14] = [
+const MODULES: [(&str, &str); 15] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
     ("harness_cage", include_str!("../harness/cage.py")),
     ("harness_namespaces", include_str!("../harness/namespaces.py")),
     ("harness_kernel", include_str!("../harness/kernel.py")),
     ("harness_cell", include_str!("../harness/cell.py")),
     ("harness_policy_rules", include_str!("../harness/policy_rules.py")),
+    ("harness_policy_pandas", include_str!("../harness/policy_pandas.py")),
     ("harness_policy_guards", include_str!("../harness/policy_guards.py")),
     ("harness_policy_hook", include_str!("../harness/policy_hook.py")),
     ("harness_policy", include_str!("../harness/policy.py")),

@@ -111,7 +111,8 @@ async fn holds(corpus: &str) {
     }
     for Snippet { id, code, .. } in &corpus.honest {
         let result = server.run(code).await;
-        if result["success"] != true || result["stdout"] == "" {
+        let stdout = result["stdout"].as_str().unwrap();
+        if result["success"] != true || stdout.is_empty() || stdout.contains("PWN") {
             wrong.push(format!("{id} does not run: {result:#}"));
         }
     }

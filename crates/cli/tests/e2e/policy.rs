@@ -155,6 +155,27 @@ async fn a_refusal_at_run_time_can_not_be_caught() {
     }
 }
 
+/// A cell that has got hold of a module's globals may write any name into them. Here gc gives them away.
+#[tokio::test]
+async fn a_module_with_a_forged_name_is_not_taken_for_the_import_system() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("AUTHORIZED_IMPORTS", "json,functools,gc")]);
+    let code = "import json, functools, gc\n\
+        g = [each for each in gc.get_referents(json.load) if type(each) is dict and '__builtins__' in each][0]\n\
+        class F: pass\n\
+        f = F()\n\
+        b = g['__builtins__']\n";
+    for (name, read) in [
+        ("importlib._bootstrap", "b['open'], '/etc/passwd'"),
+        ("collections", "b['eval'], '1+1'"),
+        ("dataclasses", "b['exec'], 'import os', {'__name__': '_frozen_importlib'}"),
+        ("pandas.core.computation.expr", "b['eval'], '1+1'"),
+    ] {
+        let code = format!("{code}g['__name__'] = '{name}'\nf.read = functools.partial({read})\njson.load(f)");
+        let result = restricted(&server, &code).await;
+        assert_eq!(result["error"]["code"], "policy_denied", "{code}: {result:#}");
+    }
+}
+
 #[tokio::test]
 async fn a_restricted_server_takes_no_open_call_and_its_list_is_its_own() {
     let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("POLICY", "restricted"), ("AUTHORIZED_IMPORTS", "os, json")]);

@@ -232,6 +232,8 @@ def _readers(authorized, refuse):
             return safe_update_wrapper
         if value is functools.singledispatch or value is functools.singledispatchmethod:
             return safe_dispatch(value)
+        if value is functools.total_ordering:
+            return safe_ordering
         if package == "pandas" and name in NAMES_BY:
             return named_methods(value, name, refuse)
         if package == "pandas" and name in EXPRESSIONS:
@@ -245,6 +247,11 @@ def _readers(authorized, refuse):
         if args or named or type(wrapper) is not FunctionType or not callable(wrapped) or isinstance(wrapped, type):
             refuse("update_wrapper of other than functions", BY_TEXT)
         return functools.update_wrapper(wrapper, wrapped)
+
+    def safe_ordering(kind):
+        if not isinstance(kind, type) or type.__getattribute__(kind, "__module__") != "__main__":
+            refuse("total_ordering of other than a class of the cell's", "all code shares what it would change")
+        return functools.total_ordering(kind)
 
     def safe_dispatch(dispatch):
         def of_function(function):

@@ -70,7 +70,8 @@ def named_methods(value, name, refuse):
                     named[each] = looked_at(named[each], 0)
                     break
             else:
-                named = {key: of_column(given) for key, given in named.items()}
+                if name in ("agg", "aggregate"):
+                    named = {key: of_column(given) for key, given in named.items()}
         return value(*args, **named)
 
     def of_column(given):
@@ -78,7 +79,7 @@ def named_methods(value, name, refuse):
         if isinstance(given, tuple) and len(given) == 2:
             column, function = tuple.__iter__(given)
             return (column, looked_at(function, 0))
-        return looked_at(given, 0) if name in ("agg", "aggregate") and isinstance(given, str) else given
+        return looked_at(given, 0) if isinstance(given, str) else given
 
     def looked_at(given, depth):
         """What was looked at, as what can't be another the next time."""

@@ -295,7 +295,8 @@ fn look_into(parent: impl AsFd, name: &CStr) -> Result<Looked, Errno> {
 fn look_at(named: &OwnedFd) -> Result<Looked, Errno> {
     let mode = Mode::from_raw_mode(rustix::fs::fstat(named)?.st_mode);
     let readable = Mode::RUSR | Mode::XUSR;
-    let closed = (!mode.contains(readable)).then_some(mode);
+    // Root sees what is in it anyway, and would open up what is others'.
+    let closed = (!crate::is_root() && !mode.contains(readable)).then_some(mode);
     if closed.is_some() {
         // Of another user's it can't be set, and may be open all the same.
         let _ = beneath::set_mode(named, mode | readable);

@@ -150,7 +150,7 @@ def _confine(cage, parent, spawn, ruleset_fd, channel):
     _hand_over_shared_memory(channel)
     os.umask(0o077)
     cage.let_the_supervisor_look(own_user=spawn["uid"] is not None)
-    _be_killed_first()
+    linux.be_killed_early(1000)  # before a zygote
     uid = spawn["uid"]
     if uid is not None:
         drop_user(uid)
@@ -168,15 +168,6 @@ def _confine(cage, parent, spawn, ruleset_fd, channel):
         os.close(ruleset_fd)
     for name in ("HOME", "TMPDIR", "PWD"):
         os.environ[name] = directory
-
-
-def _be_killed_first():
-    """When the machine or the server's control group runs out of memory, the choice falls on a kernel before a zygote."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
 
 
 def _limit(kind, value):

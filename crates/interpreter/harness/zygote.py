@@ -30,7 +30,7 @@ def main(config):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
         pass
-    _be_killed_before_the_supervisor()
+    linux.be_killed_early(500)  # before the supervisor
     held = {}
     if config["namespaces"]:
         view = namespaces.View(
@@ -102,15 +102,6 @@ def _heir_of_orphans():
     os.waitpid(parent, 0)
     with os.fdopen(read, "rb") as answer:
         return int(answer.read())
-
-
-def _be_killed_before_the_supervisor():
-    """When the machine runs out of memory, the kernel's choice must fall on a kernel of ours, not on the server."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
-    except OSError:
-        pass
 
 
 def _announce(control, **message):

@@ -9,11 +9,12 @@ fi
 url=${base%/}/lambda/mcp/
 failed=0
 
+# The tool's own answer is JSON in a string: without its backslashes and blanks it reads as the rest does.
 call() { # name arguments -> the answer's text
   curl --silent --show-error --max-time 60 -X POST "$url" \
     -H 'content-type: application/json' -H 'accept: application/json, text/event-stream' \
     ${API_KEY:+-H "x-api-key: $API_KEY"} \
-    --data "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"$1\",\"arguments\":$2}}" 2>&1
+    --data "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"$1\",\"arguments\":$2}}" 2>&1 | sed -e 's/\\"/"/g' -e 's/": /":/g'
 }
 
 step() { # title answer expected...

@@ -15,7 +15,7 @@ if "API_KEY" in os.environ:
     headers["x-api-key"] = os.environ["API_KEY"]
 request = urllib.request.Request(base.rstrip("/") + "/lambda/mcp/", json.dumps(call).encode(), headers)
 with urllib.request.urlopen(request, timeout=150) as response:
-    result = json.load(response)["result"]["structuredContent"]
+    result = json.loads(json.load(response)["result"]["content"][0]["text"])
 print(result["stdout"], end="")
 if not result["success"]:
     sys.exit(f"{result['error']['type']}: {result['error']['message']}\n{result['error'].get('traceback')}")

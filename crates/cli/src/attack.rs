@@ -81,7 +81,7 @@ struct HostileRequest {
     /// Stands for `%` in the body, this many times.
     #[serde(default)]
     fill: (String, usize),
-    /// The argument that the refusal must name.
+    /// The argument that the refusal, or a warning that it had no effect, must name.
     field: Option<String>,
     /// The reason of a refusal that is a result.
     reason: Option<String>,
@@ -193,13 +193,21 @@ impl HostileRequest {
         let error = &message["error"];
         let said = format!("HTTP {status}: {}", error["message"].as_str().unwrap_or(text).chars().take(80).collect::<String>());
         let refused = (400..500).contains(&status) || (status == 200 && error["code"].is_i64());
-        let result = &message["result"]["structuredContent"]["error"];
+        let told = crate::deployment::told(&message);
+        let result = &told["error"];
         if let Some(reason) = &self.reason {
             let said = format!("{}: {}", result["type"], result["message"].as_str().unwrap_or(text));
             return (result["type"] == reason.as_str(), said.chars().take(100).collect());
         }
-        let names_it = self.field.as_ref().is_none_or(|field| error["data"]["field"] == field.as_str());
-        (refused && names_it, said)
+        let Some(field) = &self.field else { return (refused, said) };
+        if refused {
+            return (error["data"]["field"] == field.as_str(), said);
+        }
+        // As a result: by an error or, where the argument had no effect, or another one, by a warning.
+        let lines = result["message"].as_str().into_iter();
+        let mut lines = lines.chain(told["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str));
+        let named = lines.find(|line| line.starts_with(&format!("{field}: ")));
+        (named.is_some(), named.unwrap_or(text).chars().take(100).collect())
     }
 }
 

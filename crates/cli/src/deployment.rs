@@ -32,14 +32,14 @@ impl Deployment {
         Ok(Self { url, headers, agent: config.into() })
     }
 
-    /// Calls a tool and gives its structured result. Blocks.
+    /// Calls a tool and gives its result. Blocks.
     pub(crate) fn call(&self, tool: &str, arguments: &Value) -> Result<Value, String> {
         let message =
             json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
         let (status, body) = self.send(&BTreeMap::new(), &message.to_string())?;
-        match &last_message(&body)["result"]["structuredContent"] {
+        match told(&last_message(&body)) {
             Value::Null => Err(format!("{}: HTTP {status}: {body}", self.url)),
-            result => Ok(result.clone()),
+            result => Ok(result),
         }
     }
 
@@ -59,6 +59,12 @@ impl Deployment {
         let status = response.status().as_u16();
         Ok((status, response.body_mut().read_to_string().map_err(failed)?))
     }
+}
+
+/// What a tool answered: the JSON text that its result begins with; `null` when there is none.
+pub(crate) fn told(message: &Value) -> Value {
+    let text = message["result"]["content"][0]["text"].as_str().unwrap_or_default();
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 /// The message of an answer: the last event of a stream, or the whole body; `null` when it is no message.

@@ -65,6 +65,11 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     let call = call.into_iter().map(|(name, value)| Ok((name.to_owned(), value.map_err(|error| format!("{name}: {error}"))?)));
     let call = Arguments::new(call.collect::<Result<Vec<_>, String>>()?).map_err(|error| error.to_string())?;
     let request = interpreter.check(call).map_err(|error| error.to_string())?;
+    let longest = request.limits.timeout.as_secs_f64();
+    // A model is given what can be had; a person can say what is meant instead.
+    if let Some(asked) = arguments.timeout.filter(|asked| *asked > longest) {
+        return Err(format!("timeout: must be more than 0 and at most {longest} seconds, not {asked}; MAX_TIMEOUT allows more"));
+    }
     let live = !arguments.json;
     let mut show = |event: OutputEvent<'_>| match event.stream {
         Stream::Stdout if live => output::out(event.bytes),
@@ -76,7 +81,7 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     let figures = save_figures(arguments, &outcome.images)?;
     let result = &outcome.result;
     if arguments.json {
-        output::out(serde_json::to_string_pretty(result).map_err(|error| error.to_string())? + "\n");
+        output::out(serde_json::to_string_pretty(&outcome.answer()).map_err(|error| error.to_string())? + "\n");
     } else {
         if let Some(value) = &result.result {
             output::out(format!("{value}\n"));

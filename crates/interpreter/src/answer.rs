@@ -98,7 +98,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
         packages: None,
     };
-    Outcome { result, images }
+    Outcome { result, images, files: Vec::new() }
 }
 
 /// A report as an honest harness sends it: a forged one costs no more.

@@ -16,6 +16,7 @@ pub use limits::{
     DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
 };
 pub use outcome::{
-    Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, PackageReport, PackageUse, Stream,
+    Answer, Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, OutputFile, PackageReport,
+    PackageUse, Stream,
 };
-pub use request::{ArgumentError, CallDefaults, CellRequest, ExecuteArguments, PackagePath, Policy, shortened};
+pub use request::{ArgumentError, CallDefaults, CellRequest, PackagePath, Policy, shortened};

@@ -1,10 +1,9 @@
 //! What a run gives back. The field names of [`ExecutionResult`] are the deployed contract: they don't change.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The stable code of a failure: a client may match on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The code raised an exception, or is not valid Python.
@@ -29,6 +28,8 @@ pub enum ErrorCode {
     PackageError,
     /// All kernels are taken and the queue is full: try again later.
     Busy,
+    /// An argument of the call can't be used; the message names it.
+    InvalidArgument,
     /// The caller went away or took the call back.
     Cancelled,
     /// Our fault, not the code's.
@@ -50,6 +51,7 @@ impl ErrorCode {
             Self::PolicyDenied => "policy_denied",
             Self::PackageError => "package_error",
             Self::Busy => "busy",
+            Self::InvalidArgument => "invalid_argument",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }
@@ -57,7 +59,7 @@ impl ErrorCode {
 }
 
 /// Why a run did not succeed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutionError {
     /// Stable, machine-readable.
     pub code: ErrorCode,
@@ -78,7 +80,7 @@ pub struct ExecutionError {
 }
 
 /// Bytes and lines that were printed but are not in the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// Bytes left out of `stdout`.
     pub stdout_bytes: u64,
@@ -87,7 +89,7 @@ pub struct Dropped {
 }
 
 /// What came of the requirements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PackageUse {
     /// The stack has it all: nothing was installed.
@@ -99,7 +101,7 @@ pub enum PackageUse {
 }
 
 /// The packages that a run had besides the stack, or instead of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackageReport {
     /// Which of the three it was.
     pub outcome: PackageUse,
@@ -108,7 +110,7 @@ pub struct PackageReport {
 }
 
 /// The answer of `execute_python`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExecutionResult {
     /// True when the code ran to its end.
     pub success: bool,
@@ -146,6 +148,26 @@ pub struct Image {
     pub bytes: Vec<u8>,
 }
 
+/// A file that the run left for its caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Its path in the call's directory.
+    pub name: String,
+    /// What it is, as far as its name tells.
+    pub mime_type: String,
+    /// What is in it; nothing where it is too large to be given.
+    pub bytes: Vec<u8>,
+    /// How large it is.
+    pub size: u64,
+}
+
+impl OutputFile {
+    /// Whether the answer has what is in it.
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() as u64 == self.size
+    }
+}
+
 /// A run's whole outcome: the structured result, and the pictures in the order they were shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -153,9 +175,43 @@ pub struct Outcome {
     pub result: ExecutionResult,
     /// Pictures, in order.
     pub images: Vec<Image>,
+    /// Files, in order.
+    pub files: Vec<OutputFile>,
+}
+
+/// An outcome as its caller reads it, in JSON: the result, and what comes beside it.
+#[derive(Debug, Serialize)]
+pub struct Answer<'a> {
+    #[serde(flatten)]
+    result: &'a ExecutionResult,
+    /// How many pictures there are.
+    images: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileNote<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileNote<'a> {
+    name: &'a str,
+    size: u64,
+    mime_type: &'a str,
 }
 
 impl Outcome {
+    /// How long it is, more or less.
+    pub fn bytes(&self) -> usize {
+        let images = self.images.iter().map(|image| image.bytes.len());
+        let files = self.files.iter().map(|file| file.bytes.len());
+        self.result.stdout.len() + self.result.stderr.len() + images.sum::<usize>() + files.sum::<usize>()
+    }
+
+    /// What is said of it.
+    pub fn answer(&self) -> Answer<'_> {
+        let files = self.files.iter();
+        let files = files.map(|file| FileNote { name: &file.name, size: file.size, mime_type: &file.mime_type });
+        Answer { result: &self.result, images: self.images.len(), files: files.collect() }
+    }
+
     /// An outcome for a run that never started.
     pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::refused_as(code, code.as_str(), message)
@@ -185,6 +241,7 @@ impl Outcome {
                 packages: None,
             },
             images: Vec::new(),
+            files: Vec::new(),
         }
     }
 }
@@ -211,7 +268,22 @@ pub struct OutputEvent<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn an_answer_is_the_result_and_what_comes_beside_it() {
+        let mut outcome = Outcome::refused(ErrorCode::Busy, "try again");
+        let json = |outcome: &Outcome| serde_json::to_value(outcome.answer()).expect("JSON");
+        let bare = json(&outcome);
+        assert_eq!((&bare["error"]["code"], &bare["images"], bare.get("files")), (&json!("busy"), &json!(0), None));
+        outcome.images.push(Image { mime_type: "image/png", bytes: vec![1] });
+        outcome.files.push(OutputFile { name: "a/b.csv".to_owned(), mime_type: "text/csv".to_owned(), bytes: vec![1], size: 1 });
+        let full = json(&outcome);
+        assert_eq!(full["images"], 1);
+        assert_eq!(full["files"], json!([{"name": "a/b.csv", "size": 1, "mime_type": "text/csv"}]));
+    }
 
     #[test]
     fn error_codes_read_the_same_in_rust_and_on_the_wire() {
@@ -227,6 +299,7 @@ mod tests {
             ErrorCode::PolicyDenied,
             ErrorCode::PackageError,
             ErrorCode::Busy,
+            ErrorCode::InvalidArgument,
             ErrorCode::Cancelled,
             ErrorCode::Internal,
         ] {

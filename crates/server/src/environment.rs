@@ -94,6 +94,7 @@ pub struct Layer {
     pub effect: &'static str,
     /// Why it is not active.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub reason: Option<String>,
 }
 

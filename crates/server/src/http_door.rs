@@ -28,6 +28,7 @@ use crate::mcp::McpServer;
 use crate::message::{self, Lifted};
 use crate::names::ServedNames;
 use crate::refusal::{self, Refusal};
+use crate::reply::EventsOnly;
 use crate::tools::Interpreter;
 
 /// Where MCP is served.
@@ -105,6 +106,9 @@ async fn mcp(State(door): State<Arc<Door>>, request: Request) -> Response {
     } else {
         request.map(|_| Body::empty())
     };
+    if takes_events_only(request.headers()) {
+        request.extensions_mut().insert(EventsOnly);
+    }
     request.headers_mut().insert(ACCEPT, BOTH);
     let service = if wants_events { &door.streaming } else { &door.plain };
     speak_json_rpc(service.handle(request).await.map(Body::new), judged).await
@@ -141,6 +145,12 @@ pub fn accepts_events(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
     accepted.peek().is_none()
         || accepted.any(|value| value.contains("text/event-stream") || value.contains("*/*") || value.contains("text/*"))
+}
+
+/// True where the client names events and nothing that JSON would be.
+fn takes_events_only(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+    accepted.peek().is_some() && !accepted.any(|value| value.contains(JSON) || value.contains("*/*"))
 }
 
 /// Gives events their name, and every refusal the form of a JSON-RPC error.

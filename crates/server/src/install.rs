@@ -3,26 +3,14 @@
 use std::time::Instant;
 
 use packages::{PackageError, Prepared};
-use protocol::{ArgumentError, Arguments, PackageUse};
+use protocol::{ArgumentError, Arguments, PackageUse, shortened};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use crate::catalogue::INSTALL;
 use crate::tools::Interpreter;
 
-/// The arguments, as the tool's schema shows them.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct InstallArguments {
-    /// Names with versions, such as `humanize` or `humanize>=4,<5`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) packages: Vec<String>,
-    /// One name, for clients of the older form.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) package: Option<String>,
-    /// With `package`: its version, or `latest`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) version: Option<String>,
-}
+const KNOWN: [&str; 3] = ["packages", "package", "version"];
 
 /// The answer of `install_packages`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -33,7 +21,7 @@ pub(crate) struct InstallReport {
     pub(crate) message: String,
     /// Each, in the order asked for.
     pub(crate) packages: Vec<InstalledPackage>,
-    /// Notes on names that were taken for others.
+    /// Notes on arguments and names that were taken for others.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -48,8 +36,10 @@ pub(crate) struct InstalledPackage {
     message: String,
     /// The stable reason of a refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     reason: Option<&'static str>,
-    /// The version that will be imported.
+    /// The version that will be imported, or null.
+    #[schemars(with = "serde_json::Value")]
     installed_version: Option<String>,
     /// Seconds.
     installation_time: f64,
@@ -57,20 +47,21 @@ pub(crate) struct InstalledPackage {
     already_installed: bool,
 }
 
-/// Reads both forms.
+impl InstallReport {
+    /// For arguments that can't be used.
+    pub(crate) fn refused(message: String) -> Self {
+        Self { success: false, message, packages: Vec::new(), warnings: Vec::new() }
+    }
+}
+
+/// What is asked for, also in the older form of `package` and `version`, and what is to be said about it.
 ///
 /// # Errors
 /// The first argument that can't be used.
-pub(crate) fn requirements(arguments: &Arguments) -> Result<Vec<String>, ArgumentError> {
-    if let Some(name) = arguments.unknown(&["packages", "package", "version"]) {
-        return Err(ArgumentError::new(
-            name,
-            "is not an argument of install_packages; it takes packages, or package and version",
-        ));
-    }
-    let text = |field: &str| Ok(arguments.string(field, "a string")?.map(|text| text.trim().to_owned()));
-    let mut all =
-        arguments.strings("packages", "an array of strings such as [\"humanize>=4\"]", "a string such as humanize>=4")?;
+pub(crate) fn requirements(mut arguments: Arguments) -> Result<(Vec<String>, Vec<String>), ArgumentError> {
+    const WANTED: &str = "an array of strings such as [\"humanize>=4\"]";
+    let mut all = arguments.strings(&["packages", "requirements"], WANTED, "a string such as humanize>=4")?;
+    let mut text = |field: &str| Ok(arguments.string(field, "a string")?.map(|text| text.trim().to_owned()));
     match (text("package")?, text("version")?) {
         (Some(package), None) => all.push(package),
         (Some(package), Some(version)) if version.is_empty() || version == "latest" => all.push(package),
@@ -80,9 +71,11 @@ pub(crate) fn requirements(arguments: &Arguments) -> Result<Vec<String>, Argumen
         (None, None) => {}
     }
     if all.is_empty() {
-        return Err(ArgumentError::new("packages", "is missing; it must be an array of strings such as [\"humanize>=4\"]"));
+        let instead = arguments.unknown(&KNOWN).map(|name| format!("; {} is not an argument", shortened(name)));
+        let problem = format!("is missing; it must be {WANTED}{}", instead.unwrap_or_default());
+        return Err(ArgumentError::new("packages", problem));
     }
-    Ok(all)
+    Ok((all, arguments.finish(INSTALL, &KNOWN, |_, _| None)))
 }
 
 impl Interpreter {
@@ -173,20 +166,40 @@ mod tests {
     fn both_forms_are_read_and_mistakes_name_their_field() {
         let read = |value: Value| {
             let arguments = value.as_object().expect("an object").clone().into();
-            requirements(&arguments).map_err(|error| error.to_string())
+            requirements(arguments).map_err(|error| error.to_string())
         };
-        assert_eq!(read(json!({"packages": ["a", "b>1"]})), Ok(vec!["a".to_owned(), "b>1".to_owned()]));
-        assert_eq!(read(json!({"package": "a", "version": "latest"})), Ok(vec!["a".to_owned()]));
-        assert_eq!(read(json!({"package": "a", "version": "1.2"})), Ok(vec!["a==1.2".to_owned()]));
-        assert_eq!(read(json!({"package": "a", "version": ">=1"})), Ok(vec!["a>=1".to_owned()]));
+        let plain = |value: Value| {
+            let (requirements, warnings) = read(value).expect("taken");
+            assert_eq!(warnings, Vec::<String>::new());
+            requirements
+        };
+        assert_eq!(plain(json!({"packages": ["a", "b>1"], "package": null})), ["a", "b>1"]);
+        assert_eq!(plain(json!({"package": "a", "version": "latest"})), ["a"]);
+        assert_eq!(plain(json!({"package": "a", "version": "1.2"})), ["a==1.2"]);
+        assert_eq!(plain(json!({"package": "a", "version": ">=1"})), ["a>=1"]);
+        for (arguments, requirements, warning) in [
+            (json!({"packages": "a, b"}), &["a", "b"][..], "packages: the list was read from a string"),
+            (json!({"requirements": ["a"]}), &["a"], "requirements: was taken as packages"),
+            (
+                json!({"packages": ["a"], "upgrade": true}),
+                &["a"],
+                "upgrade: is not an argument of install_packages and was ignored; it takes packages, package and version",
+            ),
+        ] {
+            let expected = (requirements.iter().map(ToString::to_string).collect(), vec![warning.to_owned()]);
+            assert_eq!(read(arguments), Ok(expected));
+        }
         for (arguments, field) in [
-            (json!({}), "packages: is missing"),
+            (json!({}), "packages: is missing; it must be an array of strings such as [\"humanize>=4\"]"),
             (json!({"packages": []}), "packages: is missing"),
-            (json!({"packages": "a"}), "packages: must be"),
+            (json!({"packages": {"a": 1}}), "packages: must be"),
             (json!({"packages": [1]}), "packages[0]: must be"),
             (json!({"package": 1}), "package: must be"),
             (json!({"version": "1"}), "version: goes with package"),
-            (json!({"name": "a"}), "name: is not an argument"),
+            (
+                json!({"name": "a"}),
+                "packages: is missing; it must be an array of strings such as [\"humanize>=4\"]; name is not an argument",
+            ),
         ] {
             assert!(read(arguments.clone()).expect_err("refused").starts_with(field), "{arguments}");
         }

@@ -3,6 +3,7 @@
 //! Rule: one contract. A tool is written once, in `tools`, and every door calls the same function.
 
 mod body;
+mod catalogue;
 mod environment;
 mod http_door;
 mod install;
@@ -14,6 +15,8 @@ mod message;
 mod names;
 mod progress;
 mod refusal;
+mod reply;
+mod resources;
 mod stdio;
 mod tools;
 
@@ -22,5 +25,6 @@ pub use http_door::{HttpOptions, accepts_events, router, serve};
 pub use invocation::{Boxed, Guard, Invocation};
 pub use log::LogLines;
 pub use names::ServedNames;
+pub use reply::StructuredContent;
 pub use stdio::serve_stdio;
 pub use tools::{Interpreter, PackageList};

@@ -50,6 +50,11 @@ impl Progress {
         peer.notify_progress(note).await.is_ok()
     }
 
+    /// Whether the client has been told anything.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed) > 0
+    }
+
     fn take_lines(&self) -> Option<String> {
         let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         let end = match gathered.iter().rposition(|byte| *byte == b'\n') {

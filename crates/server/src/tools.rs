@@ -1,6 +1,6 @@
 //! The tools, each written once: what every door calls.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use interpreter::{Engine, EngineStatus};
@@ -9,10 +9,13 @@ use protocol::{
     ArgumentError, Arguments, CallDefaults, CellRequest, ErrorCode, Outcome, OutputEvent, PackagePath, PackageReport, PackageUse,
     Policy, Stream,
 };
+use rmcp::model::Tool;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::catalogue;
 use crate::environment::{self, EnvironmentInfo, Layer, LimitsInfo};
+use crate::reply::StructuredContent;
 
 /// The engine and what its tools know about it.
 pub struct Interpreter {
@@ -21,6 +24,8 @@ pub struct Interpreter {
     packages: Arc<Packages>,
     /// Protections that the door adds to the engine's.
     door_layers: RwLock<Vec<Layer>>,
+    structured_content: StructuredContent,
+    catalogue: OnceLock<Vec<Tool>>,
 }
 
 /// The answer of `list_preinstalled_packages`.
@@ -45,20 +50,32 @@ pub struct PackageDetail {
 
 impl Interpreter {
     /// `max_timeout`: the longest a call may ask for. `policy`: the least strict one. `door_layers`: protections that the
-    /// door adds to the engine's.
+    /// door adds to the engine's. `structured_content`: when answers have any.
     pub fn new(
         engine: Engine,
         packages: PackagesConfig,
         max_timeout: Duration,
         policy: Policy,
         door_layers: Vec<Layer>,
+        structured_content: StructuredContent,
     ) -> Arc<Self> {
         let defaults = CallDefaults { limits: engine.limits(), max_timeout, policy };
         let tree = engine.tree();
         let target =
             Target { root: tree.root().to_owned(), python: tree.python(), site: tree.site(), version: tree.python_version() };
         let packages = Arc::new(Packages::new(packages, target, engine.reaper(), engine.has_landlock()));
-        Arc::new(Self { engine, defaults, packages, door_layers: RwLock::new(door_layers) })
+        let (door_layers, catalogue) = (RwLock::new(door_layers), OnceLock::new());
+        Arc::new(Self { engine, defaults, packages, door_layers, structured_content, catalogue })
+    }
+
+    /// The tools with this server's bounds, as clients are told them.
+    pub(crate) fn catalogue(&self) -> &[Tool] {
+        self.catalogue.get_or_init(|| catalogue::tools(&self.defaults, self.engine.status().allowed))
+    }
+
+    /// When an answer has structured content.
+    pub(crate) fn structured_content(&self) -> StructuredContent {
+        self.structured_content
     }
 
     /// Every protection, as it stands.
@@ -93,6 +110,13 @@ impl Interpreter {
 
     /// `execute_python`. Dropping the future kills the run, and an install for it.
     pub async fn execute(&self, mut request: CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
+        let warnings = std::mem::take(&mut request.warnings);
+        let mut outcome = self.install_and_run(request, on_output).await;
+        outcome.result.warnings.splice(0..0, warnings);
+        outcome
+    }
+
+    async fn install_and_run(&self, mut request: CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
         if request.requirements.is_empty() {
             return self.engine.run(&request, on_output).await;
         }

@@ -23,7 +23,7 @@ use protocol::{
     DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
     Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
-use server::{HttpOptions, Interpreter, Layer, ServedNames};
+use server::{HttpOptions, Interpreter, Layer, ServedNames, StructuredContent};
 
 pub use env_file::EnvFile;
 pub use layers::{hint, warn_of_refused};
@@ -49,6 +49,14 @@ enum PreloadSetting {
     Data,
     Plot,
     All,
+}
+
+/// When an answer has structured content besides its JSON text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StructuredContentSetting {
+    Auto,
+    Always,
+    Never,
 }
 
 /// Settings of the engine.
@@ -103,6 +111,9 @@ pub struct EngineSettings {
     /// Let the code connect to local sockets where no mount namespace hides the machine's own: multiprocessing managers need it there.
     #[arg(long, env = "ALLOW_UNIX_SOCKETS", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_unix_sockets: bool,
+    /// When an answer to `execute_python` has structured content besides its JSON text: auto (where it has no images and no files, which clients that prefer it would not see), always, never.
+    #[arg(long, env = "STRUCTURED_CONTENT", help_heading = ORDINARY, default_value = "auto")]
+    structured_content: StructuredContentSetting,
     /// What the code may say: open, or restricted: guidance that refuses other imports, files and eval, and no wall.
     #[arg(long, env = "POLICY", help_heading = SECURITY, default_value = "open", value_parser = policy)]
     policy: Policy,
@@ -259,7 +270,13 @@ impl EngineSettings {
         let wait = wait || !self.require_layers.is_empty();
         let started = if wait { Engine::start(config).await } else { Engine::start_in_background(config) };
         let engine = started.map_err(|error| error.to_string())?;
-        let interpreter = Interpreter::new(engine, self.packages()?, self.max_timeout()?, self.policy, door_layers);
+        let structured_content = match self.structured_content {
+            StructuredContentSetting::Auto => StructuredContent::Auto,
+            StructuredContentSetting::Always => StructuredContent::Always,
+            StructuredContentSetting::Never => StructuredContent::Never,
+        };
+        let interpreter =
+            Interpreter::new(engine, self.packages()?, self.max_timeout()?, self.policy, door_layers, structured_content);
         server::require(&interpreter.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
         if wait {

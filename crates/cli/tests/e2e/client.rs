@@ -212,15 +212,14 @@ impl Server {
         last_event(&text)
     }
 
-    /// Runs code: the structured result.
+    /// Runs code: the result.
     pub(crate) async fn run(&self, code: &str) -> Value {
         self.run_with(json!({"code": code})).await
     }
 
     pub(crate) async fn run_with(&self, arguments: Value) -> Value {
         let answer = self.call("execute_python", arguments).await;
-        assert!(answer["result"]["structuredContent"].is_object(), "{answer}");
-        answer["result"]["structuredContent"].clone()
+        told(&answer)
     }
 
     /// That the next call works, and in an interpreter of its own.
@@ -244,6 +243,12 @@ pub(crate) fn processes_named(marker: &str) -> Vec<String> {
         .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
         .filter(|line| line.contains(marker))
         .collect()
+}
+
+/// What a tool answered: the JSON text that its result begins with.
+pub(crate) fn told(answer: &Value) -> Value {
+    let text = answer["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("no text: {answer}"));
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// The message of the last event of a stream, or of a plain JSON body.

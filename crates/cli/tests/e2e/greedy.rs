@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server, last_event, processes_named, program};
+use crate::client::{Home, Server, last_event, processes_named, program, told};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const MB: u64 = 1 << 20;
@@ -132,7 +132,7 @@ async fn health_answers_while_eight_large_bodies_are_in_flight_and_memory_is_bou
     let calls = async {
         let calls = (0..8).map(|_| post(&server, body.clone()));
         for (status, answer) in futures_util::future::join_all(calls).await {
-            assert_eq!((status, &answer["result"]["structuredContent"]["result"]), (200, &json!("4150001")), "{answer}");
+            assert_eq!((status, told(&answer)["result"].as_str()), (200, Some("4150001")), "{answer}");
         }
     };
     let mut slowest = Duration::ZERO;
@@ -188,7 +188,7 @@ async fn numbers_of_any_length_reach_the_code_as_they_were_written() {
         let body = execute(&format!(r#"{{"code":"print(input_data)","input_data":{body}}}"#));
         let (_, answer) = server.request("POST", "/mcp", &[JSON, ("accept", accept)], body).await;
         let printed = "{'c': 12345678901234567890123, 'd': 18446744073709551616, 'e': 0.1, 'f': 0, 'g': 100.0}\n";
-        assert_eq!(last_event(&answer)["result"]["structuredContent"]["stdout"], printed);
+        assert_eq!(told(&last_event(&answer))["stdout"], printed);
     }
     let run = program().args(["run", "--code", "print(input_data['c'])", "--input-data", data]).output().unwrap();
     assert_eq!(String::from_utf8(run.stdout).unwrap(), "12345678901234567890123\n");
@@ -224,13 +224,14 @@ async fn arguments_can_not_be_given_past_the_check() {
         (r#"{"name":"execute_python","arguments":{"code":"1"},"argum\u0065nts":{"code":"2"}}"#, -32602),
         (r#"{"name":"execute_python","arguments":{"code":"1","cod\u0065":"2"}}"#, -32602),
         (r#"{"name":"execute_python","arguments":[{"code":"1"}]}"#, -32602),
-        (r#"{"name":"execute_python","code":"1"}"#, -32602),
     ] {
         let (_, answer) = post(&server, call(params)).await;
         assert_eq!(answer["error"]["code"], code, "{params}: {answer}");
     }
+    let beside = post(&server, call(r#"{"name":"execute_python","code":"1"}"#)).await.1;
+    assert_eq!(told(&beside)["error"]["message"], "code: is missing; it must be a string of Python source");
     let escaped = r#"{"jsonrpc":"2.0","id":1,"m\u0065thod":"tools\/call","params":{"n\u0061me":"execute_python","\u0061rguments":{"code":"1"}}}"#;
-    assert_eq!(post(&server, escaped.to_owned()).await.1["result"]["structuredContent"]["result"], "1");
+    assert_eq!(told(&post(&server, escaped.to_owned()).await.1)["result"], "1");
 }
 
 /// Opens a connection and sends this on it.
@@ -351,7 +352,7 @@ async fn a_connection_is_kept_between_requests_and_closed_when_it_is_idle() {
     for accept in ["*/*", "application/json"] {
         let body = execute(r#"{"code":"import time\ntime.sleep(2.5)\nprint(1)"}"#);
         let (_, answer) = server.request("POST", "/mcp", &[JSON, ("accept", accept)], body).await;
-        assert_eq!(last_event(&answer)["result"]["structuredContent"]["stdout"], "1\n", "{accept}: {answer}");
+        assert_eq!(told(&last_event(&answer))["stdout"], "1\n", "{accept}: {answer}");
     }
 }
 

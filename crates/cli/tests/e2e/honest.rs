@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::client::{Home, Server};
+use crate::client::{Home, Server, told};
 
 /// What a fork shares with its parent was counted for each of them.
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn threads_may_print_while_figures_are_shown_and_the_cell_ends() {
                 for _ in range(3):\n    plt.figure(figsize=(9, 7)); plt.imshow(np.random.rand(600, 800)); plt.show()\n'done'";
     for _ in 0..3 {
         let answer = server.call("execute_python", json!({"code": code})).await;
-        let result = &answer["result"]["structuredContent"];
+        let result = told(&answer);
         assert_eq!((&result["success"], &result["result"]), (&json!(true), &json!("'done'")), "{result:#}");
         let images = answer["result"]["content"].as_array().unwrap().iter().filter(|block| block["type"] == "image").count();
         assert_eq!(images, 3);

@@ -3,6 +3,7 @@
 
 mod client;
 mod command_line;
+mod contract;
 mod floods;
 mod greedy;
 mod honest;

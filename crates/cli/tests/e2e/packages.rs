@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server, processes_named};
+use crate::client::{Home, Server, processes_named, told};
 use crate::index::{Index, Manner, bomb, wheel};
 
 /// The program that installs. pip is in the tree; uv is what the tests were built with.
@@ -59,11 +59,11 @@ impl Shop {
 async fn a_package_from_the_real_index_is_added_and_then_remembered() {
     let shop = Shop::open(Home::Caller, Tool::Uv, &[]);
     let installed = shop.server.call("install_packages", json!({"packages": ["humanize"]})).await;
-    let first = &installed["result"]["structuredContent"];
+    let first = told(&installed);
     assert_eq!((&first["success"], &first["packages"][0]["already_installed"]), (&json!(true), &json!(false)), "{first}");
     let version = first["packages"][0]["installed_version"].as_str().unwrap();
     let again = shop.server.call("pip_install", json!({"package": "humanize", "version": "latest"})).await;
-    let again = &again["result"]["structuredContent"]["packages"][0];
+    let again = &told(&again)["packages"][0];
     assert_eq!((&again["already_installed"], &again["installed_version"]), (&json!(true), &json!(version)), "{again}");
     let result = shop.run(&["humanize"], "import humanize; print(humanize.__version__); humanize.intword(10**6)").await;
     assert_eq!(result["stdout"], format!("{version}\n"), "{result}");

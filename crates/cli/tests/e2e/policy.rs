@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server, program};
+use crate::client::{Home, Server, program, told};
 
 async fn restricted(server: &Server, code: &str) -> Value {
     server.run_with(json!({"code": code, "policy": "restricted"})).await
@@ -184,9 +184,13 @@ async fn a_restricted_server_takes_no_open_call_and_its_list_is_its_own() {
     assert_eq!(refused["error"]["code"], "policy_denied");
     assert!(refused["error"]["message"].as_str().unwrap().contains("authorised are json, os"), "{refused}");
     let answer = server.call("execute_python", json!({"code": "1", "policy": "open"})).await;
-    assert_eq!(answer["error"]["data"]["field"], "policy", "{answer}");
+    assert_eq!(
+        told(&answer)["error"]["message"],
+        "policy: must be restricted, as the server's is: a call can only be stricter",
+        "{answer}"
+    );
     let environment = server.call("get_environment_info", json!({})).await;
-    assert_eq!(environment["result"]["structuredContent"]["policy"], "restricted");
+    assert_eq!(told(&environment)["policy"], "restricted");
 }
 
 #[test]

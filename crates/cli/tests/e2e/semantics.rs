@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::client::{Home, Server};
+use crate::client::{Home, Server, told};
 
 #[tokio::test]
 async fn values_follow_jupyter_and_the_variable_result() {
@@ -181,6 +181,6 @@ async fn figures_come_once_each_and_in_order() {
         });
         assert_eq!(widths.collect::<Vec<_>>(), [200, 300], "{preload}");
         assert_eq!(answer["result"]["isError"], true);
-        assert_eq!(answer["result"]["structuredContent"]["stderr"], "");
+        assert_eq!(told(&answer)["stderr"], "");
     }
 }

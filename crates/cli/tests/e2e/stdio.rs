@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::client::program;
+use crate::client::{program, told};
 
 #[test]
 fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
@@ -31,8 +31,8 @@ fn the_same_tools_answer_on_stdio_and_nothing_else_reaches_it() {
     );
     let result = answer();
     assert_eq!(result["id"], 2);
-    assert_eq!(result["result"]["structuredContent"]["stdout"], "{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\nsub\n");
-    assert_eq!(result["result"]["structuredContent"]["stderr"], "e");
+    assert_eq!(told(&result)["stdout"], "{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\nsub\n");
+    assert_eq!(told(&result)["stderr"], "e");
     drop(input);
     assert!(child.wait().unwrap().success());
 }
@@ -74,10 +74,9 @@ fn messages_are_taken_apart_as_the_http_door_does_it() {
     };
     let answer =
         ask(&format!("nonsense\n\n{}", execute(r#"{"code":"print(input_data)","input_data":{"c":12345678901234567890123}}"#)));
-    assert_eq!(answer["result"]["structuredContent"]["stdout"], "{'c': 12345678901234567890123}\n", "{answer}");
+    assert_eq!(told(&answer)["stdout"], "{'c': 12345678901234567890123}\n", "{answer}");
     for (line, id, says) in [
         (execute(r#"{"code":"a\ud800"}"#), json!(2), "code: can't be read: "),
-        (execute(r#"{"code":"1","input_data":[1]}"#), json!(2), "input_data: must be a JSON object, not an array"),
         (execute(r#"{"code":"1","cod\u0065":"2"}"#), json!(2), "arguments: can't be read: code is there twice"),
         (
             format!(r#"{{"jsonrpc":"2.0","id":3,"method":"ping","params":[{}0]}}"#, "0,".repeat(2000)),
@@ -91,7 +90,9 @@ fn messages_are_taken_apart_as_the_http_door_does_it() {
         assert_eq!(answer.get("id").cloned().unwrap_or_default(), id, "{answer}");
         assert!(answer["error"]["message"].as_str().unwrap().starts_with(says), "{answer}");
     }
-    assert_eq!(ask(&execute(r#"{"code":"1"}"#))["result"]["structuredContent"]["result"], "1");
+    let wrong = ask(&execute(r#"{"code":"1","input_data":[1]}"#));
+    assert_eq!(told(&wrong)["error"]["message"], "input_data: must be a JSON object, not an array");
+    assert_eq!(told(&ask(&execute(r#"{"code":"1"}"#)))["result"], "1");
     drop(input);
     assert!(child.wait().unwrap().success());
 }

@@ -67,7 +67,7 @@ fn the_function_can_not_be_read_by_its_own_user() {
         "environ PermissionError\nmaps PermissionError\nmem PermissionError\nauxv PermissionError\nfd PermissionError\nNone\n";
     assert_eq!(result["stdout"], expected, "{result:#}");
     let (_, _, text) = function.post("/lambda/mcp/", &[], &super::function::call("get_environment_info", &json!({})));
-    let environment = super::function::message(&text)["result"]["structuredContent"].clone();
+    let environment = super::function::told(&text);
     let state = |name: &str| {
         environment["sandbox"].as_array().unwrap().iter().find(|layer| layer["name"] == name).unwrap()["state"].clone()
     };

@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::function::{alone, call, message};
+use super::function::{alone, call, told};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -205,7 +205,7 @@ impl UnderTest {
             let end = answer.windows(8).position(|window| window == [0; 8]).expect("a head");
             let head: Value = serde_json::from_slice(&answer[..end]).unwrap();
             assert_eq!(head["statusCode"], 200, "{head}");
-            message(std::str::from_utf8(&answer[end + 8..]).unwrap())["result"]["structuredContent"].clone()
+            told(std::str::from_utf8(&answer[end + 8..]).unwrap())
         }
     }
 

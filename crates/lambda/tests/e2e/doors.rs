@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::function::{Function, call, message};
+use super::function::{Function, call, message, told};
 
 #[test]
 fn the_smoke_test_passes_as_against_aws() {
@@ -32,11 +32,10 @@ fn a_client_that_takes_no_events_is_answered_in_plain_json() {
     let plain = [("accept", "application/json")];
     let (status, content_type, text) = function.post("/lambda/mcp/", &plain, &call("execute_python", &json!({"code": "2 + 3"})));
     assert_eq!((status, content_type.as_str()), (200, "application/json"), "{text}");
-    let answer: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(answer["result"]["structuredContent"]["result"], "5", "{text}");
+    assert_eq!(told(&text)["result"], "5", "{text}");
     let wrong = call("execute_python", &json!({"code": 5}));
     let (_, _, text) = function.post("/lambda/mcp/", &plain, &wrong);
-    assert_eq!(message(&text)["error"]["data"]["field"], "code", "{text}");
+    assert_eq!(told(&text)["error"]["code"], "invalid_argument", "{text}");
 }
 
 /// Such a request is answered when its run has ended, also as events: the run waited for the response to open.
@@ -55,7 +54,7 @@ fn clients_of_the_newest_protocol_are_answered() {
         ];
         let (status, content_type, text) = function.post("/lambda/mcp/", &headers, &body);
         assert_eq!((status, accept.ends_with(&content_type)), (200, true), "{content_type} {text}");
-        assert_eq!(message(&text)["result"]["structuredContent"]["result"], "5", "{text}");
+        assert_eq!(told(&text)["result"], "5", "{text}");
     }
 }
 
@@ -71,7 +70,7 @@ fn a_buffered_integration_is_a_setting_and_its_missing_lock_is_reported() {
     assert_eq!(function.run("2 + 3")["result"], "5");
     function.wait_for_log(&["RESPONSE_STREAMING is off", "WARN"]);
     let (_, _, text) = function.post("/lambda/mcp/", &[], &call("get_environment_info", &json!({})));
-    let environment = &message(&text)["result"]["structuredContent"];
+    let environment = told(&text);
     let lock = environment["sandbox"].as_array().unwrap().iter().find(|layer| layer["name"] == "response_lock").unwrap();
     assert_eq!(lock["state"], "off");
     let wrong = Function::with(&[("RESPONSE_STREAMING", "false")], &[]);
@@ -182,7 +181,7 @@ fn installed_packages_outlive_a_call_and_what_code_changes_in_them_does_not() {
     let mut installed = Vec::new();
     for _ in 0..2 {
         let (_, _, text) = function.post("/lambda/mcp/", &[], &call("install_packages", &json!({"packages": ["humanize"]})));
-        let report = message(&text)["result"]["structuredContent"].clone();
+        let report = told(&text);
         assert_eq!(report["success"], true, "{text}");
         installed.push(report["packages"][0]["already_installed"].clone());
         let result =

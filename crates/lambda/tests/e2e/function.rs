@@ -102,7 +102,7 @@ impl Function {
         (response.status().as_u16(), content_type.unwrap_or_default(), response.body_mut().read_to_string().unwrap())
     }
 
-    /// Calls `execute_python`: the structured result.
+    /// Calls `execute_python`: the result.
     pub(crate) fn run(&self, code: &str) -> Value {
         self.run_with(&json!({"code": code}), &[])
     }
@@ -110,9 +110,7 @@ impl Function {
     pub(crate) fn run_with(&self, arguments: &Value, headers: &[(&str, &str)]) -> Value {
         let (status, _, text) = self.post("/lambda/mcp/", headers, &call("execute_python", arguments));
         assert_eq!(status, 200, "{text}");
-        let result = message(&text)["result"]["structuredContent"].clone();
-        assert!(result.is_object(), "{text}");
-        result
+        told(&text)
     }
 
     /// Waits until the log has a line that holds all of these.
@@ -146,6 +144,13 @@ impl Function {
 
 pub(crate) fn call(tool: &str, arguments: &Value) -> String {
     json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}).to_string()
+}
+
+/// What a tool answered: the JSON text that its result begins with.
+pub(crate) fn told(body: &str) -> Value {
+    let answer = message(body);
+    let text = answer["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("no text: {body}"));
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// The message of the last event of a stream, or of a plain body.

@@ -20,6 +20,17 @@ const FRAME_BYTES: usize = 2 << 10;
 /// For the warning that something was left out.
 const WARNING_BYTES: usize = 512;
 
+/// Types of text that don't look it.
+const TEXT_TYPES: [&str; 7] = [
+    "application/json",
+    "application/sql",
+    "application/toml",
+    "application/x-ndjson",
+    "application/x-tex",
+    "application/xml",
+    "application/yaml",
+];
+
 /// Set among a request's extensions by a door whose client takes nothing but events.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EventsOnly;
@@ -107,8 +118,8 @@ fn image_block(image: &Image) -> ContentBlock {
 /// Text where it is said to be and is, so that a model can read it.
 fn file_block(file: &OutputFile) -> ContentBlock {
     let uri = format!("file:///mnt/data/{}", escaped(&file.name));
-    let is_text = file.mime_type.starts_with("text/")
-        || ["application/json", "application/xml", "image/svg+xml"].contains(&file.mime_type.as_str());
+    let kind = file.mime_type.as_str();
+    let is_text = kind.starts_with("text/") || kind.ends_with("+json") || kind.ends_with("+xml") || TEXT_TYPES.contains(&kind);
     let contents = match std::str::from_utf8(&file.bytes) {
         Ok(text) if is_text => ResourceContents::text(text, uri),
         _ => ResourceContents::blob(BASE64.encode(&file.bytes), uri),
@@ -311,6 +322,8 @@ mod tests {
         outcome.files = vec![
             file("a b/ä.csv", "text/csv", "ä".as_bytes()),
             file("a.json", "application/json", b"\xff"),
+            file("a.ipynb", "application/x-ipynb+json", b"{}"),
+            file("a.toml", "application/toml", b"a = 1"),
             file("a.pdf", "application/pdf", b"%PDF"),
             OutputFile { size: 5, ..file("large.bin", "application/octet-stream", b"") },
         ];
@@ -322,10 +335,12 @@ mod tests {
             json!([
                 resource("file:///mnt/data/a%20b/%C3%A4.csv", "text/csv", "text", "ä"),
                 resource("file:///mnt/data/a.json", "application/json", "blob", "/w=="),
+                resource("file:///mnt/data/a.ipynb", "application/x-ipynb+json", "text", "{}"),
+                resource("file:///mnt/data/a.toml", "application/toml", "text", "a = 1"),
                 resource("file:///mnt/data/a.pdf", "application/pdf", "blob", "JVBERg=="),
             ])
         );
-        assert_eq!(told(&result)["files"].as_array().map(Vec::len), Some(4));
+        assert_eq!(told(&result)["files"].as_array().map(Vec::len), Some(6));
     }
 
     #[test]

@@ -158,9 +158,9 @@ async fn an_answer_behind_progress_is_an_event_below_one_mebibyte_and_says_what_
         }
         json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string()
     };
-    let nulls = "import sys\nprint('begun', flush=True)\ntime = __import__('time'); time.sleep(0.5)\n\
+    let nulls = "import sys\nprint('begun', flush=True)\n\
                  print('\\0' * 100_000)\nprint('\\0' * 99_000, file=sys.stderr)";
-    let large = "import time\nprint('begun', flush=True)\ntime.sleep(0.5)\nprint('a' * 3_000_000)";
+    let large = "print('begun', flush=True)\nprint('a' * 3_000_000)";
     for (code, cap, stdout, stderr) in [(nulls, "4194304", 100_007, 99_001), (large, "4194304", 3_000_007, 0)] {
         let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_OUTPUT_BYTES", cap)]);
         let (_, stream) = server.request("POST", "/mcp", &[JSON], call(code, true)).await;

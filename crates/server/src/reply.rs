@@ -65,17 +65,14 @@ pub(crate) fn of_outcome(mut outcome: Outcome, structured: StructuredContent, ro
     drop(result);
     leave_out_attachments(&mut outcome, room);
     let mut result = whole(&outcome, StructuredContent::Never)?;
-    let mut excess = size(&result).saturating_sub(room);
-    if excess > 0 {
-        // Once more would do only if a cut were smaller than it should be.
-        for _ in 0..8 {
-            cut_texts(&mut outcome, excess + WARNING_BYTES);
-            result = whole(&outcome, StructuredContent::Never)?;
-            excess = size(&result).saturating_sub(room);
-            if excess == 0 {
-                break;
-            }
+    // Once is enough; what is cut is measured all the same.
+    for _ in 0..8 {
+        let excess = size(&result).saturating_sub(room);
+        if excess == 0 {
+            break;
         }
+        cut_texts(&mut outcome, excess + WARNING_BYTES);
+        result = whole(&outcome, StructuredContent::Never)?;
     }
     Ok(result)
 }

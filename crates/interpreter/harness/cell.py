@@ -50,7 +50,7 @@ def run_cell(code, namespace, figures, output, policy=None):
     _guarded(figures, figures.show_all)
     if policy is not None and policy.refusal() is not None:
         report["error"] = describe(policy.refusal())  # also where the cell has caught it
-    report["warnings"] = [plain(note, 1000) for note in figures.warnings]
+    report["warnings"] = [plain(note, 2000) for note in figures.notes()]
     return report
 
 

@@ -1,20 +1,33 @@
-"""Matplotlib figures become images, at plt.show() and at the end of a cell, each once and in order."""
+"""Matplotlib figures become images, at plt.show() and at the end of a cell, each once and in order.
+
+All images of an answer share a budget, and how many will follow is not known when one is shown: each may take a share of
+what is left. What is within its share stays as it is."""
 
 import io
 import os
 import sys
 
 from harness_channel import IMAGE
+from harness_smaller import smaller
 
 MAX_IMAGE_BYTES = 5 << 20
 MAX_IMAGES = 32
+# What an image may take however little is left for the others: a plain plot can still be read at this size.
+_FLOOR_BYTES = 12 << 10
+# An image stays as it is within an eighth of what is left. One that was made smaller may take a third, and the first one,
+# which is often the only one, half.
+_UNTOUCHED_PART = 8
+_SMALLER_PART = 3
+_FIRST_PART = 2
 
 
 class Figures:
     def __init__(self, output):
         self._output = output
+        self.budget = 0
         self.warnings = []
-        self.count = 0
+        self._shown = self._sent = self._sent_bytes = 0
+        self._changed = {}
 
     def watch(self):
         """Patches pyplot now, or as soon as the code imports it."""
@@ -29,10 +42,11 @@ class Figures:
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
-        for number in pyplot.get_fignums():
+        numbers = pyplot.get_fignums()
+        for index, number in enumerate(numbers):
             figure = pyplot.figure(number)
             try:
-                self._send_figure(figure)
+                self._send_figure(figure, waiting=len(numbers) - index)
             finally:
                 pyplot.close(figure)
 
@@ -43,7 +57,8 @@ class Figures:
             if method is not None:
                 data = method(value)
                 if isinstance(data, bytes):
-                    self._send(mime_type, data)
+                    pyplot = sys.modules.get("matplotlib.pyplot")
+                    self._send(mime_type, data, waiting=1 + len(pyplot.get_fignums() if pyplot else ()))
                     return
 
     def _patch(self, pyplot):
@@ -59,23 +74,56 @@ class Figures:
         show.__doc__, show_one.__doc__ = pyplot.show.__doc__, Figure.show.__doc__
         pyplot.show, Figure.show = show, show_one
 
-    def _send_figure(self, figure):
+    def notes(self):
+        """What did not come as it is, for the answer's warnings."""
+        if not self._changed:
+            return self.warnings
+        changes = ", ".join(f"{_named(numbers)} {how}" for how, numbers in self._changed.items())
+        limit = f"All images of an answer may take {self.budget:,} bytes (MAX_IMAGES_BYTES)"
+        return [*self.warnings, f"images were changed: {changes}. {limit}; a lower dpi or figsize keeps more of them as they are"]
+
+    def _send_figure(self, figure, waiting=1):
         data = io.BytesIO()
         figure.savefig(data, format="png")
-        self._send("image/png", data.getvalue())
+        self._send("image/png", data.getvalue(), waiting)
 
-    def _send(self, mime_type, data):
-        if self.count >= MAX_IMAGES:
+    def _send(self, mime_type, data, waiting=1):
+        """`waiting`: how many images are known to come, with this one."""
+        self._shown += 1
+        if self._sent >= MAX_IMAGES:
             note = f"more than {MAX_IMAGES} images: the rest were left out"
             if note not in self.warnings:
                 self.warnings.append(note)
             return
-        if len(data) > MAX_IMAGE_BYTES:
-            self.warnings.append(f"an image of {len(data):,} bytes was left out: the limit is {MAX_IMAGE_BYTES:,}")
-            return
-        self.count += 1
+        left = self.budget - self._sent_bytes
+        floor = min(left, _FLOOR_BYTES)
+        untouched = min(max(left // max(_UNTOUCHED_PART, waiting + 1), floor), MAX_IMAGE_BYTES)
+        part = _SMALLER_PART if self._sent else _FIRST_PART
+        most = min(max(left // max(part, waiting + 1), floor), MAX_IMAGE_BYTES)
+        if len(data) > untouched:
+            size = len(data)
+            mime_type, data, how = smaller(mime_type, data, most)
+            if how is not None:
+                self._changed.setdefault(how, []).append((self._shown, size))
+            if data is None:
+                return
+        self._sent += 1
+        self._sent_bytes += len(data)
         self._output.finish()
         self._output.channel.send(IMAGE, mime_type.encode() + b"\0" + data)
+
+
+def _named(images):
+    """Their places among all that were shown, and their sizes as they were."""
+    runs = []
+    for number, _ in images:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    places = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    most = f"{max(size for _, size in images):,} bytes"
+    return f"image {places} ({most})" if len(images) == 1 else f"images {places} (up to {most})"
 
 
 def use_own_configuration(directory):

@@ -78,6 +78,7 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     if job["packages"] is not None:
         _use_packages(**job["packages"], stack=spawn["site"])
+    figures.budget = job["images_bytes"]
     namespace = cell.new_main_module()
     if job["input_data"] is not None:
         namespace["input_data"] = job["input_data"]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome};
 
+use crate::collected::MAX_IMAGES;
 use crate::frames::Report;
 use crate::home::MAX_FILES;
 use crate::run::{Ending, Finished};
@@ -31,7 +32,9 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
     }
     if images_dropped > 0 {
         warnings.push(format!(
-            "{images_dropped} images were left out: there were too many, they were too large, or they were no PNG or JPEG"
+            "{images_dropped} images were left out: they were no PNG or JPEG, or more than the {MAX_IMAGES} or the {} bytes \
+             (MAX_IMAGES_BYTES) that all images of an answer may be",
+            limits.images_bytes
         ));
     }
     let Report { value, error: reported, exit, warnings: notes } = report.map(bounded).unwrap_or_default();

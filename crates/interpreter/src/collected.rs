@@ -9,16 +9,16 @@ use protocol::{Image, Limits, OutputEvent, Stream};
 use crate::capture::Captured;
 use crate::frames::{self, Frame, Report};
 
-/// Pictures that are kept, as the harness keeps to it, and what they may take together.
-const MAX_IMAGES: usize = 32;
-const MAX_IMAGES_BYTES: usize = 8 << 20;
+/// Pictures that are kept, as the harness keeps to it.
+pub(crate) const MAX_IMAGES: usize = 32;
 
 /// What has come out so far.
 pub(crate) struct Collected<'a> {
     pub(crate) stdout: Captured,
     pub(crate) stderr: Captured,
     pub(crate) images: Vec<Image>,
-    images_bytes: usize,
+    /// What further pictures may take.
+    images_left: usize,
     pub(crate) images_dropped: usize,
     pub(crate) report: Option<Report>,
     /// Everything that came, whatever became of it, in bytes.
@@ -42,7 +42,7 @@ impl<'a> Collected<'a> {
             stdout: Captured::new(limits.output_cap_bytes),
             stderr: Captured::new(limits.output_cap_bytes),
             images: Vec::new(),
-            images_bytes: 0,
+            images_left: limits.images_bytes,
             images_dropped: 0,
             report: None,
             received: 0,
@@ -87,9 +87,9 @@ impl<'a> Collected<'a> {
                 _ => None,
             }
         });
-        let fits = self.images.len() < MAX_IMAGES && self.images_bytes + payload.len() <= MAX_IMAGES_BYTES;
-        if let Some((mime_type, bytes)) = picture.filter(|_| fits) {
-            self.images_bytes += payload.len();
+        let room = if self.images.len() < MAX_IMAGES { self.images_left } else { 0 };
+        if let Some((mime_type, bytes)) = picture.filter(|(_, bytes)| bytes.len() <= room) {
+            self.images_left -= bytes.len();
             self.images.push(Image { mime_type, bytes: bytes.to_vec() });
         } else {
             self.received += payload.len() as u64;

@@ -15,6 +15,7 @@ struct Job<'a> {
     packages: Option<JobPackages<'a>>,
     memory_bytes: u64,
     cpu_seconds: u64,
+    images_bytes: usize,
 }
 
 #[derive(Serialize)]
@@ -35,6 +36,7 @@ pub(crate) fn encode(request: &CellRequest, authorized_imports: &[String], cores
             .map(|packages| JobPackages { directory: packages.directory.to_string_lossy(), separate: packages.separate }),
         memory_bytes: request.limits.memory_bytes,
         cpu_seconds: CpuSeconds::backstop(request.limits.timeout, cores).0,
+        images_bytes: request.limits.images_bytes,
     };
     let data = request.input_data.as_ref().map_or(0, |data| data.get().len());
     let mut bytes = Vec::with_capacity(ROOM + request.code.len() + data);

@@ -19,7 +19,7 @@ use crate::stage;
 use crate::tree::MATPLOTLIB;
 
 const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 15] = [
+const MODULES: [(&str, &str); 16] = [
     ("harness_zygote", include_str!("../harness/zygote.py")),
     ("harness_cage", include_str!("../harness/cage.py")),
     ("harness_namespaces", include_str!("../harness/namespaces.py")),
@@ -31,6 +31,7 @@ const MODULES: [(&str, &str); 15] = [
     ("harness_policy_hook", include_str!("../harness/policy_hook.py")),
     ("harness_policy", include_str!("../harness/policy.py")),
     ("harness_streams", include_str!("../harness/streams.py")),
+    ("harness_smaller", include_str!("../harness/smaller.py")),
     ("harness_figures", include_str!("../harness/figures.py")),
     ("harness_values", include_str!("../harness/values.py")),
     ("harness_channel", include_str!("../harness/channel.py")),

@@ -12,8 +12,8 @@ mod request;
 pub use arguments::Arguments;
 pub use json::{Members, count_values, kind};
 pub use limits::{
-    CpuSeconds, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES,
-    DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
+    CpuSeconds, DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
+    DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,
 };
 pub use outcome::{
     Answer, Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, OutputFile, PackageReport,

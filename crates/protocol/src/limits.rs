@@ -17,6 +17,12 @@ pub const DEFAULT_OUTPUT_CAP_BYTES: usize = 100_000;
 /// How much output (both streams together) a run may make before it is ended as `output_limit`, in bytes.
 pub const DEFAULT_OUTPUT_HARD_LIMIT_BYTES: u64 = 64 << 20;
 
+/// What all images of an answer may take together, in bytes of the images. As base64 it is a third more, and with what else
+/// an answer has it stays below 1 MiB, which is where clients stop reading an event.
+pub const DEFAULT_IMAGES_BYTES: usize = 512 << 10;
+/// What the contents of all files in an answer may take together, in bytes of the files.
+pub const DEFAULT_FILES_BYTES: usize = 128 << 10;
+
 /// Everything that bounds one call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -28,6 +34,10 @@ pub struct Limits {
     pub output_cap_bytes: usize,
     /// Output after which the run is ended, in bytes.
     pub output_hard_limit_bytes: u64,
+    /// What all images of the answer may take together, in bytes.
+    pub images_bytes: usize,
+    /// What the contents of all files in the answer may take together, in bytes; larger ones are only named.
+    pub files_bytes: usize,
     /// Largest file the code may write, in bytes.
     pub file_size_bytes: u64,
     /// What all files in the call's directory may take together, in bytes.
@@ -43,6 +53,8 @@ impl Default for Limits {
             memory_bytes: DEFAULT_MEMORY_MB << 20,
             output_cap_bytes: DEFAULT_OUTPUT_CAP_BYTES,
             output_hard_limit_bytes: DEFAULT_OUTPUT_HARD_LIMIT_BYTES,
+            images_bytes: DEFAULT_IMAGES_BYTES,
+            files_bytes: DEFAULT_FILES_BYTES,
             file_size_bytes: 256 << 20,
             disk_bytes: DEFAULT_DISK_MB << 20,
             processes: 64,

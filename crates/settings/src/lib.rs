@@ -20,8 +20,8 @@ use clap::{Args, Command, CommandFactory, ValueEnum};
 use interpreter::{Allowed, Engine, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
 use packages::{Packages, PackagesConfig};
 use protocol::{
-    DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES, DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS,
-    Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
+    DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
+    DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
 use server::{HttpOptions, Interpreter, Layer, ServedNames, StructuredContent};
 
@@ -93,6 +93,12 @@ pub struct EngineSettings {
     /// Output after which a run is ended, in bytes.
     #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = SECURITY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
     output_limit_bytes: u64,
+    /// What all images of an answer may take, in bytes (as base64 a third more); larger ones come with fewer colours or smaller, or are left out with a note.
+    #[arg(long, env = "MAX_IMAGES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_IMAGES_BYTES)]
+    max_images_bytes: usize,
+    /// What the contents of all files that the code leaves may take in an answer, in bytes (as base64 a third more); larger files are named and not kept.
+    #[arg(long, env = "MAX_FILES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_FILES_BYTES)]
+    max_files_bytes: usize,
     /// Largest file a call may write, in MB.
     #[arg(long, env = "MAX_FILE_MB", help_heading = SECURITY, default_value = "256")]
     max_file_mb: u64,
@@ -338,6 +344,8 @@ impl EngineSettings {
                 memory_bytes: self.max_memory_mb << 20,
                 output_cap_bytes: self.max_output_bytes,
                 output_hard_limit_bytes: self.output_limit_bytes,
+                images_bytes: self.max_images_bytes,
+                files_bytes: self.max_files_bytes,
                 file_size_bytes: self.max_file_mb << 20,
                 disk_bytes: self.max_disk_mb << 20,
                 processes: self.max_processes,

@@ -2,18 +2,22 @@
 //!
 //! Rule: exit codes are the contract's: 0, 1 (Python error), 124 (timeout), 137 (killed by a limit), else the code's own.
 
-use std::io::Read;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use interpreter::Preload;
-use protocol::{Arguments, OutputEvent, Stream};
+use protocol::{Arguments, OutputEvent, OutputFile, Stream};
 use serde_json::value::{RawValue, to_raw_value};
 
 use settings::EngineSettings;
 
 use crate::output;
+
+/// What figures may take that go into a folder.
+const MAX_FIGURES_BYTES: usize = 128 << 20;
 
 /// What to run.
 #[derive(Args, Clone, Debug)]
@@ -36,9 +40,13 @@ pub(crate) struct RunArguments {
     /// A package the code needs, such as humanize>=4; may be given many times.
     #[arg(long = "requirement")]
     requirements: Vec<String>,
-    /// A folder for the figures (figure-1.png …).
+    /// A folder for the figures (figure-1.png …), which come as they are, whatever MAX_IMAGES_BYTES says.
     #[arg(long)]
     figures: Option<PathBuf>,
+    /// A folder for the files that the code leaves, which come whole, whatever MAX_FILES_BYTES says; files of the same name
+    /// are replaced.
+    #[arg(long)]
+    files: Option<PathBuf>,
 }
 
 pub(crate) async fn run(settings: &EngineSettings, arguments: &RunArguments, code: String) -> ExitCode {
@@ -52,6 +60,13 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     let mut config = settings.config()?;
     // One cell needs one stage: nothing else is imported.
     config.preload = Preload::for_code(&code);
+    // A folder holds more than an answer.
+    if arguments.figures.is_some() {
+        config.limits.images_bytes = config.limits.images_bytes.max(MAX_FIGURES_BYTES);
+    }
+    if arguments.files.is_some() {
+        config.limits.files_bytes = usize::try_from(config.limits.disk_bytes).unwrap_or(usize::MAX);
+    }
     let interpreter = settings.start_with(config, true, Vec::new()).await?;
     let mut call = vec![("code", to_raw_value(&code))];
     if let Some(seconds) = arguments.timeout {
@@ -78,7 +93,10 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
         _ => {}
     };
     let outcome = interpreter.execute(request, &mut show).await;
-    let figures = save_figures(arguments, &outcome.images)?;
+    let mut saved = Vec::new();
+    // What can't be saved is told after the result, which it must not cost.
+    let all_saved =
+        save_figures(arguments, &outcome.images, &mut saved).and_then(|()| save_files(arguments, &outcome.files, &mut saved));
     let result = &outcome.result;
     if arguments.json {
         output::out(serde_json::to_string_pretty(&outcome.answer()).map_err(|error| error.to_string())? + "\n");
@@ -90,10 +108,11 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
             let told = error.traceback.clone();
             output::error(told.unwrap_or_else(|| format!("{}: {}\n", error.code.as_str(), error.message)));
         }
-        for note in result.warnings.iter().chain(&figures) {
+        for note in result.warnings.iter().chain(&saved) {
             output::error(format!("note: {note}\n"));
         }
     }
+    all_saved?;
     Ok(ExitCode::from(u8::try_from(result.exit_code & 0xFF).unwrap_or(1)))
 }
 
@@ -106,24 +125,93 @@ pub(crate) fn read_code(arguments: &RunArguments) -> Result<String, String> {
         }
         _ => {
             let mut code = String::new();
-            std::io::stdin().read_to_string(&mut code).map_err(|error| format!("standard input: {error}"))?;
+            io::stdin().read_to_string(&mut code).map_err(|error| format!("standard input: {error}"))?;
             Ok(code)
         }
     }
 }
 
-fn save_figures(arguments: &RunArguments, images: &[protocol::Image]) -> Result<Vec<String>, String> {
+fn save_figures(arguments: &RunArguments, images: &[protocol::Image], notes: &mut Vec<String>) -> Result<(), String> {
     let Some(folder) = &arguments.figures else {
         let note = format!("{} figures were made; --figures DIR saves them", images.len());
-        return Ok(if images.is_empty() { Vec::new() } else { vec![note] });
+        notes.extend((!images.is_empty()).then_some(note));
+        return Ok(());
     };
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut notes = Vec::new();
     for (number, image) in images.iter().enumerate() {
         let extension = if image.mime_type == "image/jpeg" { "jpg" } else { "png" };
         let path = folder.join(format!("figure-{}.{extension}", number + 1));
         std::fs::write(&path, &image.bytes).map_err(|error| format!("{}: {error}", path.display()))?;
         notes.push(format!("saved {}", path.display()));
     }
-    Ok(notes)
+    Ok(())
+}
+
+fn save_files(arguments: &RunArguments, files: &[OutputFile], notes: &mut Vec<String>) -> Result<(), String> {
+    let Some(folder) = &arguments.files else {
+        let note = format!("{} files were left; --files DIR saves them", files.len());
+        notes.extend((!files.is_empty()).then_some(note));
+        return Ok(());
+    };
+    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    for file in files.iter().filter(|file| file.is_whole()) {
+        let path = save_file(folder, file).map_err(|error| format!("{:?} below {}: {error}", file.name, folder.display()))?;
+        notes.push(format!("saved {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Below the folder and nowhere else: a name has no way out of it, and no link that is in it is followed.
+fn save_file(folder: &Path, file: &OutputFile) -> io::Result<PathBuf> {
+    let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control);
+    if !file.name.split('/').all(plain) {
+        return Err(io::Error::other("not the name of a file in a folder"));
+    }
+    let mut path = folder.to_owned();
+    let mut parts = file.name.split('/').peekable();
+    while let Some(part) = parts.next() {
+        path.push(part);
+        if parts.peek().is_some()
+            && let Err(error) = std::fs::create_dir(&path)
+            && !path.symlink_metadata().is_ok_and(|found| found.is_dir())
+        {
+            return Err(error);
+        }
+    }
+    // What is there is replaced and not written to: it may be a link, or have another name elsewhere.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => File::create_new(&path)?.write_all(&file.bytes)?,
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> OutputFile {
+        OutputFile { name: name.to_owned(), mime_type: "text/plain".to_owned(), bytes: b"new".to_vec(), size: 3 }
+    }
+
+    #[test]
+    fn files_are_saved_below_the_folder_and_nowhere_else() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (folder, outside) = (place.path().join("out"), place.path().join("outside"));
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::create_dir_all(&outside).expect("made");
+        std::fs::write(outside.join("kept"), "old").expect("written");
+        std::os::unix::fs::symlink(&outside, folder.join("link")).expect("made");
+        std::os::unix::fs::symlink(outside.join("kept"), folder.join("linked")).expect("made");
+        std::fs::hard_link(outside.join("kept"), folder.join("second")).expect("made");
+        for name in ["", ".", "..", "../a", "/a", "a/../../b", "a//b", "a/", "link/a", "link/deeper/a", "a\nb", "a\x1b[2Jb"] {
+            assert!(save_file(&folder, &file(name)).is_err(), "{name:?}");
+        }
+        for name in ["a", "b/c/d", "b/c/e", "linked", "second", "b/c/d"] {
+            let path = save_file(&folder, &file(name)).expect(name);
+            assert_eq!((path, std::fs::read(folder.join(name)).expect(name)), (folder.join(name), b"new".to_vec()));
+        }
+        assert_eq!(std::fs::read(outside.join("kept")).expect("kept"), b"old");
+        assert_eq!((std::fs::read_dir(&outside).expect("a list").count(), place.path().join("a").exists()), (1, false));
+    }
 }

@@ -91,6 +91,8 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     # Known from here on, however long threads and exit handlers may go on.
     _send_settled(output, REPORT, report)
     amended = cell.finish_process()
+    if output.wrote_files:
+        cell.flush_files()
     output.finish()
     _send_settled(output, END, amended)
     channel.receive()  # the supervisor ends the process; this only returns when it has gone itself

@@ -127,6 +127,7 @@ class Output:
         self.lock = channel.lock
         self.raw = False
         self.send_by = self.lines = 0
+        self.wrote_files = False
         self.stdout = _Buffer(self, STDOUT, 1, memory[:_REGION])
         self.stderr = _Buffer(self, STDERR, 2, memory[_REGION:])
         self.writer = self.stdout
@@ -184,7 +185,9 @@ class Output:
             self.channel.close()
         self.lock.release()
 
-    def _audit(self, event, _args):
+    def _audit(self, event, args):
+        if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+            self.wrote_files = True
         if event in _FLUSH_BEFORE and not self.raw and self.writer._pending:
             with self.lock:
                 self.writer.send()

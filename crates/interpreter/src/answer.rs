@@ -17,7 +17,7 @@ const MAX_WARNINGS: usize = 100;
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
 pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, report, stdout, stderr, images, images_dropped, elapsed } = finished;
+    let Finished { ending, report, stdout, stderr, images, images_dropped, files, elapsed } = finished;
     let limits = &request.limits;
     let (stdout, stdout_bytes) = stdout.finish();
     let (mut stderr, stderr_bytes) = stderr.finish();
@@ -39,6 +39,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
     }
     let Report { value, error: reported, exit, warnings: notes } = report.map(bounded).unwrap_or_default();
     warnings.extend(notes);
+    warnings.extend(files.warnings);
     let (error, exit_code) = match ending {
         Ending::Ended => match (reported, exit) {
             (Some(error), _) => {
@@ -101,7 +102,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
         packages: None,
     };
-    Outcome { result, images, files: Vec::new() }
+    Outcome { result, images, files: files.files }
 }
 
 /// A report as an honest harness sends it: a forged one costs no more.

@@ -63,7 +63,7 @@ pub(crate) struct Remains {
     process: Arc<KernelProcess>,
     reaper: Arc<Reaper>,
     pub(crate) home: Option<Home>,
-    dead: bool,
+    pub(crate) dead: bool,
 }
 
 impl Drop for Remains {

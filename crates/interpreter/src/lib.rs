@@ -8,6 +8,7 @@ mod answer;
 mod capture;
 mod collected;
 mod engine;
+mod files;
 mod frames;
 mod home;
 mod isolation;

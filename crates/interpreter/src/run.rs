@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::capture::Captured;
 use crate::collected::{Asked, Collected};
+use crate::files::Files;
 use crate::frames::{self, Report};
 use crate::kernel::{Kernel, clear};
 use crate::watch::Watch;
@@ -45,6 +46,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: Captured,
     pub(crate) images: Vec<Image>,
     pub(crate) images_dropped: usize,
+    pub(crate) files: Files,
     pub(crate) elapsed: Duration,
 }
 
@@ -92,8 +94,9 @@ impl Kernel {
         if let Ending::Died(status) = &mut ending {
             *status = tokio::time::timeout(STATUS_PATIENCE, &mut self.exited).await.ok().and_then(Result::ok);
         }
+        let files = self.take_files(&limits).await;
         let Collected { stdout, stderr, images, images_dropped, report, .. } = collected;
-        Finished { ending, report, stdout, stderr, images, images_dropped, elapsed }
+        Finished { ending, report, stdout, stderr, images, images_dropped, files, elapsed }
     }
 
     /// Reads what comes until the cell ends, dies, or meets a limit. The clock and the watch are polled before the reader, and

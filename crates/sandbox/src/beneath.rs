@@ -38,6 +38,11 @@ pub(crate) fn again(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(directory, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())
 }
 
+/// Opens a plain file in a directory to read it; should it be something else, nothing waits and nothing becomes a terminal.
+pub(crate) fn file(parent: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    step(parent.as_fd(), name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC)
+}
+
 /// Sets the mode of the very directory that the descriptor is, whichever way it was opened.
 pub(crate) fn set_mode(directory: impl AsFd, mode: Mode) -> Result<(), Errno> {
     match rustix::fs::fchmod(&directory, mode) {

@@ -55,6 +55,12 @@ impl KernelProcess {
         self.uid != crate::user_id()
     }
 
+    /// Waits until nothing of a kernel that was ended can act any more, not even in a system call it was in; false when that
+    /// takes too long.
+    pub fn wait_dead(&self) -> bool {
+        self.handle.wait_dead(NAMESPACE_PATIENCE_MS)
+    }
+
     /// False when the number has come to mean another process.
     fn is_itself(&self) -> bool {
         proc::stat(self.pid).is_some_and(|stat| Some(stat.started) == self.started)

@@ -11,6 +11,7 @@ mod descriptors;
 mod installer;
 mod kill;
 mod landlock;
+mod left_files;
 mod leftovers;
 mod nagle;
 mod objects;
@@ -33,6 +34,7 @@ pub use descriptors::{
 };
 pub use installer::{InstallerCage, InstallerLimits};
 pub use kill::{Birth, KernelProcess, Reaper};
+pub use left_files::{LeftFile, LeftFiles, TakeBounds, left_files, may_have_files};
 pub use leftovers::{end_leftovers, is_user_alive};
 pub use nagle::send_at_once;
 pub use objects::Leftovers;

@@ -4,6 +4,8 @@
 mod client;
 mod command_line;
 mod contract;
+mod figures;
+mod files;
 mod floods;
 mod greedy;
 mod honest;

@@ -1,0 +1,142 @@
+//! Figures within the budget of an answer: each arrives and can be looked at, whatever the code has drawn.
+
+use base64::Engine as _;
+use serde_json::json;
+
+use crate::client::{Home, Server};
+
+/// Where clients that read events stop reading one.
+const EVENT_BYTES: usize = 1 << 20;
+
+const SCATTER: &str = "plt.figure(figsize=(10, 8), dpi=300)\n\
+                       plt.scatter(np.random.rand(20000), np.random.rand(20000), c=np.random.rand(20000)); plt.show()\n";
+
+/// Runs code that draws: the whole answer's length, its warnings, and type, size in pixels and bytes of each image.
+async fn draw(server: &Server, code: &str) -> (usize, String, Vec<Picture>) {
+    let code = format!("import numpy as np\nimport matplotlib.pyplot as plt\nfrom PIL import Image\n{code}");
+    let answer = server.call("execute_python", json!({"code": code, "timeout": 60})).await;
+    let content = answer["result"]["content"].as_array().unwrap();
+    let result: serde_json::Value = serde_json::from_str(content[0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(result["success"], true, "{result:#}");
+    let images = content.iter().filter(|block| block["type"] == "image").map(|image| {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(image["data"].as_str().unwrap()).unwrap();
+        Picture::of(image["mimeType"].as_str().unwrap(), &bytes)
+    });
+    let warnings = result["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap());
+    (answer.to_string().len(), warnings.collect::<Vec<_>>().join("\n"), images.collect())
+}
+
+#[derive(Debug)]
+struct Picture {
+    jpeg: bool,
+    /// A PNG that says which of some colours each pixel has.
+    palette: bool,
+    width: usize,
+    height: usize,
+    bytes: usize,
+}
+
+impl Picture {
+    fn of(mime_type: &str, bytes: &[u8]) -> Self {
+        let number = |at: usize, length: usize| bytes[at..at + length].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        if mime_type == "image/png" {
+            assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n") && bytes.ends_with(b"IEND\xaeB`\x82"));
+            let (width, height) = (number(16, 4), number(20, 4));
+            return Self { jpeg: false, palette: bytes[25] == 3, width, height, bytes: bytes.len() };
+        }
+        assert!(mime_type == "image/jpeg" && bytes.starts_with(b"\xff\xd8") && bytes.ends_with(b"\xff\xd9"));
+        let mut at = 2;
+        // Segments up to the one that has the size.
+        while !matches!(bytes[at + 1], 0xc0..=0xc2) {
+            at += 2 + number(at + 2, 2);
+        }
+        Self { jpeg: true, palette: false, width: number(at + 7, 2), height: number(at + 5, 2), bytes: bytes.len() }
+    }
+}
+
+#[tokio::test]
+async fn every_figure_arrives_in_an_answer_below_a_mebibyte() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "plot"), ("MAX_MEMORY_MB", "1024")]);
+    let noise = "Image.fromarray(np.random.randint(0, 255, (1000, 1000, 3), dtype='uint8'))";
+    let default = "for i in range(20):\n    plt.figure(); plt.plot(np.random.rand(500))";
+    let shown = format!("{default}; plt.show()");
+    let pairs = "import pandas as pd, seaborn as sns\nsns.pairplot(pd.DataFrame(np.random.randn(500, 6)))\n";
+    for (code, images, width, told) in [
+        (SCATTER, 1, 800, "image 1 "),
+        ("plt.figure(dpi=200); plt.imshow(np.random.rand(600, 600)); plt.show()", 1, 800, "from 1280x960 to "),
+        ("plt.figure(figsize=(40, 30)); plt.imshow(np.random.rand(600, 800)); plt.show()", 1, 600, "from 4000x3000 to "),
+        ("plt.imshow(np.random.randint(0, 255, (3000, 4000), dtype='uint8')); plt.show()", 1, 640, ""),
+        (default, 20, 640, "images 1-20 "),
+        (&shown, 20, 640, "images 1-20 "),
+        (noise, 1, 500, "from 1000x1000 to "),
+        (pairs, 1, 1500, "to 256 colours"),
+        (
+            "a = np.zeros((3000, 3000, 4), dtype='uint8'); a[:, :, :2] = np.random.randint(0, 255, (3000, 3000, 2)); Image.fromarray(a)",
+            1,
+            900,
+            "image 1 ",
+        ),
+        (&SCATTER.repeat(3), 3, 400, "image 3 "),
+    ] {
+        let (length, warnings, pictures) = draw(&server, code).await;
+        assert_eq!(pictures.len(), images, "{code}: {warnings}");
+        assert!(pictures.iter().all(|picture| picture.width >= width), "{code}: {warnings} {pictures:?}");
+        assert!(
+            length < EVENT_BYTES && pictures.iter().map(|picture| picture.bytes).sum::<usize>() <= 512 << 10,
+            "{code}: {length}"
+        );
+        assert!(warnings.contains(told), "{code}: {warnings}");
+        assert!(told.is_empty() || warnings.contains("524,288 bytes (MAX_IMAGES_BYTES)"), "{code}: {warnings}");
+    }
+}
+
+/// What fits is not touched, and what is drawn with few colours keeps its size and sharp edges.
+#[tokio::test]
+async fn a_small_figure_comes_as_it_is_and_a_plot_is_no_photograph() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "plot")]);
+    let code =
+        "import sys\nbefore = 'PIL.ImageStat' in sys.modules\nplt.plot([1, 2, 3]); plt.show()\n'PIL.ImageStat' in sys.modules";
+    let code = format!("import sys\n{code}\nassert 'harness_smaller' not in vars()");
+    let (_, warnings, pictures) = draw(&server, &code).await;
+    assert_eq!(warnings, "");
+    assert!(!pictures[0].jpeg && !pictures[0].palette && (pictures[0].width, pictures[0].height) == (640, 480), "{pictures:?}");
+    let lines = "plt.figure(dpi=300)\nfor i in range(30): plt.plot(np.cumsum(np.random.randn(1000)))";
+    let (_, warnings, pictures) = draw(&server, lines).await;
+    assert!(warnings.contains("image 1 (") && warnings.contains("to 256 colours"), "{warnings}");
+    assert!(pictures[0].palette && (pictures[0].width, pictures[0].height) == (1920, 1440), "{pictures:?}");
+}
+
+#[tokio::test]
+async fn the_budget_is_a_setting_and_what_has_no_place_is_told() {
+    let settings = [("PRELOAD", "plot"), ("MAX_IMAGES_BYTES", "30000")];
+    let server = Server::with(Home::Caller, &settings);
+    let (_, warnings, pictures) = draw(&server, &SCATTER.repeat(5)).await;
+    assert!(!pictures.is_empty() && pictures.len() < 5, "{pictures:?}");
+    assert!(pictures.iter().map(|picture| picture.bytes).sum::<usize>() <= 30_000, "{pictures:?}");
+    assert!(warnings.contains("left out. All images of an answer may take 30,000 bytes (MAX_IMAGES_BYTES)"), "{warnings}");
+    // Pillow may be another one, or none.
+    let hidden =
+        "import sys\nfor name in [name for name in sys.modules if name.split('.')[0] == 'PIL']: sys.modules[name] = None\n";
+    let (_, warnings, pictures) = draw(&server, &format!("{hidden}{SCATTER}1")).await;
+    assert!(pictures.is_empty() && warnings.contains("image 1 ("), "{warnings}");
+    let restricted =
+        json!({"code": format!("import numpy as np\nimport matplotlib.pyplot as plt\n{SCATTER}"), "policy": "restricted"});
+    let settings = [&settings[..], &[("AUTHORIZED_IMPORTS", "numpy,matplotlib")]].concat();
+    let answer = Server::with(Home::Caller, &settings).call("execute_python", restricted).await;
+    assert_eq!(answer["result"]["content"][1]["type"], "image", "{answer}");
+}
+
+/// What no harness would send is left out by the supervisor, which looks into no image.
+#[tokio::test]
+async fn images_beyond_the_budget_that_code_sends_itself_are_left_out() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_IMAGES_BYTES", "10000")]);
+    let code = "import os\ndef send(size):\n    frame = b'image/png\\0\\x89PNG\\r\\n\\x1a\\n' + bytes(size)\n    \
+                data = memoryview(b'I' + len(frame).to_bytes(4, 'little') + frame)\n    while data: data = data[os.write(500, data):]\n\
+                for size in (4000, 6000, 4000, 1900): send(size)";
+    let answer = server.call("execute_python", json!({"code": code})).await;
+    let content = answer["result"]["content"].as_array().unwrap();
+    let sizes = content[1..].iter().map(|image| image["data"].as_str().unwrap().len() * 3 / 4).collect::<Vec<_>>();
+    assert!(sizes.len() == 3 && sizes.iter().sum::<usize>() <= 10_000, "{sizes:?}");
+    let text = content[0]["text"].as_str().unwrap();
+    assert!(text.contains("1 images were left out") && text.contains("MAX_IMAGES_BYTES"), "{text}");
+}

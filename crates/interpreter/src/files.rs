@@ -1,0 +1,150 @@
+//! The files that the code leaves in its directory, as they come back with the answer.
+//!
+//! Rule: they are taken when everything of the call is dead and before its directory goes, on a thread that nothing else
+//! waits for. A call that leaves none pays for one look into a directory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use protocol::{Limits, OutputFile, shortened};
+use sandbox::{LeftFiles, TakeBounds};
+
+use crate::kernel::Kernel;
+
+/// Files that come back; more are counted.
+const MAX_FILES: usize = 64;
+/// Files that are named in one warning.
+const MAX_NAMED: usize = 8;
+/// How long the look at the files may take, and for each second more what an operator lets come back beyond the usual.
+const PATIENCE: Duration = Duration::from_secs(1);
+const BYTES_A_SECOND: u64 = 64 << 20;
+
+/// What has come of the files.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    pub(crate) files: Vec<OutputFile>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Kernel {
+    /// Takes the files that the code has left. After [`Kernel::kill`].
+    pub(crate) async fn take_files(&self, limits: &Limits) -> Files {
+        let Some((home, dead)) = self.remains.as_ref().and_then(|remains| Some((remains.home.as_ref()?, remains.dead))) else {
+            return Files::default();
+        };
+        let (directory, user) = (home.path().to_owned(), home.user());
+        if !sandbox::may_have_files(&directory) {
+            return Files::default();
+        }
+        let (process, limits) = (self.process.clone(), *limits);
+        let work = move || {
+            if !dead || !process.wait_dead() {
+                return failed("something of the call could not be ended");
+            }
+            take(&directory, user, &limits)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+}
+
+fn take(directory: &Path, user: Option<u32>, limits: &Limits) -> Files {
+    let patience = PATIENCE + Duration::from_secs(limits.files_bytes as u64 / BYTES_A_SECOND);
+    match sandbox::left_files(directory, user, &TakeBounds { files: MAX_FILES, bytes: limits.files_bytes, patience }) {
+        Ok(left) => Files { warnings: warnings(&left, limits), files: left.files.into_iter().map(output_file).collect() },
+        Err(_) => failed("the directory can't be read"),
+    }
+}
+
+fn failed(reason: &str) -> Files {
+    Files { files: Vec::new(), warnings: vec![format!("the files that the code has left do not come back: {reason}")] }
+}
+
+/// What does not come back, and why.
+fn warnings(left: &LeftFiles, limits: &Limits) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let large = left.files.iter().filter(|file| file.bytes.is_none()).collect::<Vec<_>>();
+    if !large.is_empty() {
+        let named = large.iter().map(|file| format!("{} ({} bytes)", shortened(&file.name), file.size));
+        warnings.push(format!(
+            "files come back without their contents, and are not kept: {}; the contents of all files of an answer may take {} \
+             bytes (MAX_FILES_BYTES)",
+            listed(named, large.len()),
+            limits.files_bytes
+        ));
+    }
+    if left.more_files > 0 {
+        warnings.push(format!(
+            "{} more files do not come back, and are not kept: an answer has at most {MAX_FILES}",
+            left.more_files
+        ));
+    }
+    if !left.refused.is_empty() {
+        let named = left.refused.iter().map(|(name, reason)| format!("{} ({reason})", shortened(name)));
+        let refused = listed(named, left.refused.len() + left.more_refused);
+        warnings.push(format!("not all that was left comes back, only plain files with plain names: {refused}"));
+    }
+    if left.unfinished {
+        warnings.push("there were too many files to look at them all".to_owned());
+    }
+    warnings
+}
+
+fn listed(names: impl Iterator<Item = String>, all: usize) -> String {
+    let mut named = names.take(MAX_NAMED).collect::<Vec<_>>();
+    if all > named.len() {
+        named.push(format!("and {} more", all - named.len()));
+    }
+    named.join(", ")
+}
+
+fn output_file(file: sandbox::LeftFile) -> OutputFile {
+    let bytes = file.bytes.unwrap_or_default();
+    OutputFile { mime_type: mime_type(&file.name, &bytes).to_owned(), name: file.name, bytes, size: file.size }
+}
+
+/// By the name; what has none that is known is text if it reads as such.
+fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension.to_ascii_lowercase().as_str() {
+        "csv" => "text/csv",
+        "tsv" => "text/tab-separated-values",
+        "txt" | "log" => "text/plain",
+        "md" => "text/markdown",
+        "html" | "htm" => "text/html",
+        "css" => "text/css",
+        "js" => "text/javascript",
+        "py" => "text/x-python",
+        "xml" => "application/xml",
+        "json" | "geojson" => "application/json",
+        "jsonl" | "ndjson" => "application/x-ndjson",
+        "ipynb" => "application/x-ipynb+json",
+        "yaml" | "yml" => "application/yaml",
+        "toml" => "application/toml",
+        "tex" => "application/x-tex",
+        "sql" => "application/sql",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "bmp" => "image/bmp",
+        "tif" | "tiff" => "image/tiff",
+        "svg" => "image/svg+xml",
+        "pdf" => "application/pdf",
+        "xlsx" => "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        "xls" => "application/vnd.ms-excel",
+        "docx" => "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        "pptx" => "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+        "ods" => "application/vnd.oasis.opendocument.spreadsheet",
+        "parquet" => "application/vnd.apache.parquet",
+        "arrow" | "feather" => "application/vnd.apache.arrow.file",
+        "sqlite" | "db" => "application/vnd.sqlite3",
+        "zip" => "application/zip",
+        "gz" | "tgz" => "application/gzip",
+        "tar" => "application/x-tar",
+        "mp3" => "audio/mpeg",
+        "wav" => "audio/wav",
+        "mp4" => "video/mp4",
+        "" if std::str::from_utf8(bytes).is_ok_and(|text| !bytes.is_empty() && !text.contains('\0')) => "text/plain",
+        _ => "application/octet-stream",
+    }
+}

@@ -40,10 +40,10 @@ pub(crate) struct RunArguments {
     /// A package the code needs, such as humanize>=4; may be given many times.
     #[arg(long = "requirement")]
     requirements: Vec<String>,
-    /// A folder for the figures (figure-1.png …), which come as they are, whatever MAX_IMAGES_BYTES says.
+    /// A folder for the figures (figure-1.png …), which come as they are, whatever `MAX_IMAGES_BYTES` says.
     #[arg(long)]
     figures: Option<PathBuf>,
-    /// A folder for the files that the code leaves, which come whole, whatever MAX_FILES_BYTES says; files of the same name
+    /// A folder for the files that the code leaves, which come whole, whatever `MAX_FILES_BYTES` says; files of the same name
     /// are replaced.
     #[arg(long)]
     files: Option<PathBuf>,

@@ -186,7 +186,7 @@ class Output:
         self.lock.release()
 
     def _audit(self, event, args):
-        if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        if event == "open" and args and type(args[-1]) is int and args[-1] & (os.O_WRONLY | os.O_RDWR):
             self.wrote_files = True
         if event in _FLUSH_BEFORE and not self.raw and self.writer._pending:
             with self.lock:

@@ -89,12 +89,12 @@ fn warnings(left: &LeftFiles, limits: &Limits) -> Vec<String> {
     warnings
 }
 
-fn listed(names: impl Iterator<Item = String>, all: usize) -> String {
-    let mut named = names.take(MAX_NAMED).collect::<Vec<_>>();
-    if all > named.len() {
-        named.push(format!("and {} more", all - named.len()));
+fn listed(things: impl Iterator<Item = String>, all: usize) -> String {
+    let mut listed = things.take(MAX_NAMED).collect::<Vec<_>>();
+    if all > listed.len() {
+        listed.push(format!("and {} more", all - listed.len()));
     }
-    named.join(", ")
+    listed.join(", ")
 }
 
 fn output_file(file: sandbox::LeftFile) -> OutputFile {
@@ -102,7 +102,7 @@ fn output_file(file: sandbox::LeftFile) -> OutputFile {
     OutputFile { mime_type: mime_type(&file.name, &bytes).to_owned(), name: file.name, bytes, size: file.size }
 }
 
-/// By the name; what has none that is known is text if it reads as such.
+/// By the name, as text where a model can read it; what has no extension is text if it reads as such.
 fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
@@ -116,12 +116,12 @@ fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
         "py" => "text/x-python",
         "xml" => "application/xml",
         "json" | "geojson" => "application/json",
-        "jsonl" | "ndjson" => "application/x-ndjson",
+        "jsonl" | "ndjson" => "text/x-ndjson",
         "ipynb" => "application/x-ipynb+json",
-        "yaml" | "yml" => "application/yaml",
-        "toml" => "application/toml",
-        "tex" => "application/x-tex",
-        "sql" => "application/sql",
+        "yaml" | "yml" => "text/yaml",
+        "toml" => "text/x-toml",
+        "tex" => "text/x-tex",
+        "sql" => "text/x-sql",
         "png" => "image/png",
         "jpg" | "jpeg" => "image/jpeg",
         "gif" => "image/gif",
@@ -146,5 +146,48 @@ fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
         "mp4" => "video/mp4",
         "" if std::str::from_utf8(bytes).is_ok_and(|text| !bytes.is_empty() && !text.contains('\0')) => "text/plain",
         _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_follow_names_and_what_has_no_extension_its_contents() {
+        for (name, bytes, expected) in [
+            ("a/b.CSV", &b""[..], "text/csv"),
+            ("p.old.png", b"", "image/png"),
+            ("Makefile", "all: grün\n".as_bytes(), "text/plain"),
+            ("data", b"a\0b", "application/octet-stream"),
+            ("data", b"\xff", "application/octet-stream"),
+            ("too-large-to-be-read", b"", "application/octet-stream"),
+            ("model.pkl", b"text", "application/octet-stream"),
+        ] {
+            assert_eq!(mime_type(name, bytes), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_come_is_told_in_few_words() {
+        let limits = Limits { files_bytes: 100, ..Limits::default() };
+        assert!(warnings(&LeftFiles::default(), &limits).is_empty());
+        let large = |number| sandbox::LeftFile { name: format!("{number}.bin"), size: 1000, bytes: None };
+        let left = LeftFiles {
+            files: (0..20).map(large).collect(),
+            more_files: 3,
+            refused: vec![("l".repeat(1000), "a link"); 8],
+            more_refused: 5000,
+            unfinished: true,
+        };
+        let told = warnings(&left, &limits);
+        assert!(
+            told[0].contains("7.bin (1000 bytes), and 12 more; ") && told[0].contains("100 bytes (MAX_FILES_BYTES)"),
+            "{}",
+            told[0]
+        );
+        assert_eq!(told[1], "3 more files do not come back, and are not kept: an answer has at most 64");
+        assert!(told[2].ends_with(" (a link), and 5000 more") && told[2].len() < 4000, "{}", told[2]);
+        assert_eq!(told.len(), 4);
     }
 }

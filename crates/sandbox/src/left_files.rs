@@ -177,12 +177,11 @@ impl Taking {
     /// Why an entry is neither a directory to look into nor a file to give away.
     fn refusal(&self, stat: &Stat) -> Option<&'static str> {
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => None,
             FileType::RegularFile if stat.st_uid != self.owner => Some("of another user"),
             // The other one may be anywhere.
             FileType::RegularFile if stat.st_nlink > 1 => Some("a file with a second name"),
             FileType::RegularFile if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RUSR) => Some("closed"),
-            FileType::RegularFile => None,
+            FileType::RegularFile | FileType::Directory => None,
             FileType::Symlink => Some("a link"),
             FileType::Fifo => Some("a FIFO"),
             FileType::Socket => Some("a socket"),
@@ -191,17 +190,17 @@ impl Taking {
     }
 
     /// Reads what fits, the smallest files first.
-    fn contents(&mut self, root: &OwnedFd, mut room: u64) {
+    fn contents(&mut self, root: &OwnedFd, mut left: u64) {
         let mut order = (0..self.left.files.len()).collect::<Vec<_>>();
         order.sort_by_key(|at| self.left.files[*at].size);
         for at in order {
             let LeftFile { name, size, .. } = &self.left.files[at];
-            if *size > room {
+            if *size > left {
                 return;
             }
             match self.content(root, name, *size) {
                 Ok(bytes) => {
-                    room -= bytes.len() as u64;
+                    left -= bytes.len() as u64;
                     self.left.files[at].size = bytes.len() as u64;
                     self.left.files[at].bytes = Some(bytes);
                 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::{Home, Server, program_in};
 
@@ -166,8 +166,12 @@ async fn many_and_large_files_are_counted_and_named() {
     let told = warnings(&large);
     assert!(told.contains("00.bin (134217728 bytes)") && told.contains("and 12 more"), "{told}");
     assert!(told.contains("MAX_FILES_BYTES") && !told.contains("09.bin"), "{told}");
+    // What a client of MCP gets of one that is small enough.
+    let answer = server.call("execute_python", json!({"code": "open('ä.csv', 'w').write('a,b\\n')"})).await;
+    let resource = json!({"uri": "file:///mnt/data/%C3%A4.csv", "mimeType": "text/csv", "text": "a,b\n"});
+    assert_eq!(answer["result"]["content"][1], json!({"type": "resource", "resource": resource}), "{answer:#}");
     let none = server.run("print(1)").await;
-    assert_eq!(none["warnings"], serde_json::json!([]));
+    assert_eq!(none["warnings"], json!([]));
 }
 
 /// What comes from a terminal's user goes below the folder that was named.

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::response::Response;
 use futures_util::StreamExt;
 use futures_util::stream;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Uri};
+use http::{Request, Uri};
 use http_body_util::BodyExt;
 use lambda_http::RequestExt;
 use lambda_http::request::RequestContext;
@@ -53,24 +52,9 @@ impl Door {
     pub(crate) async fn stream(&self, request: lambda_http::Request) -> Response {
         let span = span(&request);
         let (request, guard) = self.admit(request);
-        let events = server::accepts_events(request.headers());
-        let mut call = Box::pin(self.router.clone().oneshot(request).instrument(span));
-        let response = tokio::select! {
-            // A stream of events may open by itself.
-            biased;
-            response = &mut call => Some(respond(response)),
-            // Else the response would only come after the run, which waits for it to be open.
-            () = guard.wanted() => None,
-        };
-        if let Some(response) = response {
-            let (parts, body) = response.into_parts();
-            return Response::from_parts(parts, opening(guard, async { body }));
-        }
-        // What could be refused has been by now: the answer is a result, whatever it says.
-        let content_type = if events { "text/event-stream" } else { "application/json" };
-        let mut response = Response::new(opening(guard, async { respond(call.await).into_body() }));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        response
+        // Comes at the latest when user code waits for it to be open.
+        let (parts, body) = respond(self.router.clone().oneshot(request).instrument(span).await).into_parts();
+        Response::from_parts(parts, opening(guard, body))
     }
 
     /// Answers with a response that is whole.
@@ -141,14 +125,10 @@ fn respond(response: Result<Response, Infallible>) -> Response {
 }
 
 /// A body that tells the guard when the runtime begins to send it.
-fn opening<B>(guard: Arc<InvocationGuard>, body: impl Future<Output = B> + Send + 'static) -> Body
-where
-    B: HttpBody<Data = bytes::Bytes> + Send + 'static,
-    B::Error: Into<axum::BoxError>,
-{
+fn opening(guard: Arc<InvocationGuard>, body: Body) -> Body {
     let frames = stream::once(async move {
         guard.open();
-        body.await.into_data_stream()
+        body.into_data_stream()
     });
     Body::from_stream(frames.flatten())
 }

@@ -24,11 +24,6 @@ impl InvocationGuard {
         Self { lock, workspace, interpreter, wanted: watch::Sender::new(false), opened: watch::Sender::new(false) }
     }
 
-    /// Comes back when user code waits for the response to be opened.
-    pub(crate) async fn wanted(&self) {
-        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
-    }
-
     /// The response is being sent from here on.
     pub(crate) fn open(&self) {
         self.opened.send_replace(true);
@@ -36,6 +31,12 @@ impl InvocationGuard {
 }
 
 impl Guard for InvocationGuard {
+    fn wanted(&self) -> Boxed<'_, ()> {
+        Box::pin(async {
+            let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
+        })
+    }
+
     fn before_code(&self) -> Boxed<'_, Result<Option<String>, String>> {
         Box::pin(async {
             if let Some(workspace) = &self.workspace

@@ -1,7 +1,7 @@
 //! The HTTP door: MCP at four paths, `/health`, and the manners clients expect around rmcp's transport.
 //!
-//! Rule: whatever is refused is refused with a JSON-RPC error body; Host and Origin are checked before a body is read, and
-//! rmcp is given no body that was not bounded and taken apart before.
+//! Rule: whatever is refused is refused with a JSON-RPC error body, which a page of a served origin may read; Host and Origin
+//! are checked before a body is read, and rmcp is given no body that was not bounded and taken apart before.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,28 +13,37 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use bytes::Bytes;
+use http::header::{ACCEPT, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
+use rmcp::model::RequestId;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
+use crate::accept::Takes;
+use crate::answer::{self, InEvents, JSON, KEEP_ALIVE, Work};
+use crate::batch;
 use crate::body::Bodies;
+use crate::calls::{Calls, SESSION_ID, Session};
+use crate::cors;
+use crate::invocation::Invocation;
 use crate::listener::{self, Visit};
 use crate::mcp::McpServer;
-use crate::message::{self, Lifted};
+use crate::message::{self, Lifted, Meaning, Message};
 use crate::names::ServedNames;
 use crate::refusal::{self, Refusal};
-use crate::reply::EventsOnly;
 use crate::tools::Interpreter;
 
 /// Where MCP is served.
 const MCP_PATHS: [&str; 4] = ["/lambda/mcp/", "/lambda/mcp", "/mcp/", "/mcp"];
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-const JSON: &str = "application/json";
+const METHODS: HeaderValue = HeaderValue::from_static("POST, DELETE, OPTIONS");
+/// What rmcp asks for; what the client takes has been read by then.
 const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
 
 /// What the operator decides about the HTTP door.
@@ -52,11 +61,12 @@ pub struct HttpOptions {
 
 type Mcp = StreamableHttpService<McpServer, NeverSessionManager>;
 
-/// MCP for those who take events, and for those who don't.
+/// MCP for those who take events only, and for all others.
 struct Door {
     streaming: Mcp,
     plain: Mcp,
     bodies: Bodies,
+    calls: Arc<Calls>,
 }
 
 /// The whole HTTP service.
@@ -75,7 +85,7 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
         StreamableHttpService::new(move || Ok(handler.clone()), Arc::new(NeverSessionManager::default()), config)
     };
     let bodies = Bodies::new(options.max_body_bytes);
-    let door = Arc::new(Door { streaming: service(false), plain: service(true), bodies });
+    let door = Arc::new(Door { streaming: service(false), plain: service(true), bodies, calls: Arc::default() });
     let mut router = Router::new().route("/health", get(health).with_state(interpreter.clone()));
     for path in MCP_PATHS {
         router = router.route(path, any(mcp).with_state(door.clone()));
@@ -84,7 +94,11 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
         let body = json!({"error": format!("nothing is here; MCP is served at {}, the server's state at /health", MCP_PATHS[0])});
         (StatusCode::NOT_FOUND, axum::Json(body))
     });
-    router.layer(from_fn_with_state(Arc::new(options.names.clone()), check_names))
+    let names = Arc::new(options.names.clone());
+    router
+        .layer(from_fn_with_state(names.clone(), check_names))
+        .layer(cors::layer(&names))
+        .layer(from_fn_with_state(names, check_preflight))
 }
 
 async fn check_names(State(names): State<Arc<ServedNames>>, request: Request, next: Next) -> Response {
@@ -94,87 +108,143 @@ async fn check_names(State(names): State<Arc<ServedNames>>, request: Request, ne
     }
 }
 
+/// A preflight is answered before all else, but for this.
+async fn check_preflight(names: State<Arc<ServedNames>>, request: Request, next: Next) -> Response {
+    if request.method() == Method::OPTIONS { check_names(names, request, next).await } else { next.run(request).await }
+}
+
 async fn mcp(State(door): State<Arc<Door>>, request: Request) -> Response {
-    let wants_events = accepts_events(request.headers());
     // What else it is, rmcp refuses without a look at the body.
-    let judged = request.method() == Method::POST && is_json(request.headers());
-    let mut request = if judged {
-        match door.take(request).await {
-            Ok(request) => request,
-            Err(refusal) => return refusal.into_response(),
-        }
-    } else {
-        request.map(|_| Body::empty())
-    };
-    if takes_events_only(request.headers()) {
-        request.extensions_mut().insert(EventsOnly);
+    if request.method() == Method::POST && is_json(request.headers()) {
+        return door.post(request).await.unwrap_or_else(Refusal::into_response);
     }
+    if request.method() == Method::DELETE && request.headers().contains_key(SESSION_ID) {
+        // There is nothing else of a session.
+        if let Some(session) = Session::of(request.headers()) {
+            door.calls.close(session);
+        }
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let mut request = request.map(|_| Body::empty());
     request.headers_mut().insert(ACCEPT, BOTH);
-    let service = if wants_events { &door.streaming } else { &door.plain };
-    speak_json_rpc(service.handle(request).await.map(Body::new), judged).await
+    let mut response = speak_json_rpc(door.plain.handle(request).await.map(Body::new), false, None).await;
+    if let Some(allowed) = response.headers_mut().get_mut(ALLOW) {
+        *allowed = METHODS;
+    }
+    response
 }
 
 impl Door {
-    /// Reads the body, and leaves of it what rmcp is to read.
-    async fn take(&self, request: Request) -> Result<Request, Refusal> {
+    /// Reads the body, and answers what is in it.
+    async fn post(self: Arc<Self>, request: Request) -> Result<Response, Refusal> {
         let visit = request.extensions().get::<Arc<Visit>>().cloned();
         if visit.as_ref().is_some_and(|visit| visit.is_guest()) {
             return Err(Refusal::busy("calls run on all connections that the server takes"));
         }
         let (mut parts, body) = request.into_parts();
+        if let Some(encoding) = parts.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+            return Err(Refusal::encoded(&String::from_utf8_lossy(encoding.as_bytes())));
+        }
         let held = self.bodies.read(body).await?;
         if let Some(visit) = visit {
             visit.is_served();
         }
-        let message = message::away(held.bytes.len(), move || message::lift(&held.bytes)).await?;
+        let takes = Takes::of(&parts.headers);
         // They were the whole body's.
         parts.headers.remove(CONTENT_LENGTH);
         parts.headers.remove(TRANSFER_ENCODING);
-        parts.extensions.insert(Lifted::new(message.arguments, held.room));
-        Ok(Request::from_parts(parts, Body::from(message.text)))
+        parts.headers.insert(ACCEPT, BOTH);
+        let told = InEvents::new(takes == Takes::Events);
+        parts.extensions.insert(told.clone());
+        let guard = parts.extensions.get::<Invocation>().map(|invocation| invocation.guard.clone());
+        let opened = async {
+            match &guard {
+                Some(guard) => guard.wanted().await,
+                None => std::future::pending().await,
+            }
+        };
+        let room = held.room.map(Arc::new);
+        if batch::is_one(&held.bytes) && batch::is_spoken(&parts.headers) {
+            let work = self.all(parts, held.bytes, room).await?;
+            let as_events = takes == Takes::Events;
+            let response = answer::answer(work, as_events, &told, opened).await;
+            return Ok(if as_events { answer::in_event(response) } else { response });
+        }
+        let bytes = held.bytes;
+        let message = message::away(bytes.len(), move || message::lift_for(&bytes, takes != Takes::Json)).await?;
+        let as_events = takes == Takes::Events || message.wants_progress;
+        let work = self.one(parts, message, room, takes == Takes::Events);
+        Ok(answer::answer(work, as_events, &told, opened).await)
+    }
+
+    /// One message, known from here on.
+    fn one(
+        self: Arc<Self>,
+        mut parts: Parts,
+        message: Message,
+        room: Option<Arc<OwnedSemaphorePermit>>,
+        streaming: bool,
+    ) -> Work {
+        let Message { text, arguments, id, meaning, .. } = message;
+        let session = Session::of(&parts.headers);
+        if let (Meaning::Cancels(id), Some(session)) = (&meaning, session) {
+            self.calls.cancel(session, id);
+        }
+        let call = id.clone().zip(session).map(|(id, session)| self.calls.begin(session, id));
+        parts.extensions.insert(Lifted::new(arguments, room));
+        if let Some(call) = &call {
+            parts.extensions.insert(call.end());
+        }
+        let work = async move {
+            let service = if streaming { &self.streaming } else { &self.plain };
+            let response = service.handle(Request::from_parts(parts, Body::from(text))).await.map(Body::new);
+            let mut response = speak_json_rpc(response, true, id).await;
+            if meaning == Meaning::Opens
+                && response.status().is_success()
+                && let Some(session) = Session::mint().and_then(Session::header)
+            {
+                response.headers_mut().insert(SESSION_ID, session);
+            }
+            if !answer::is_events(response.headers()) {
+                return response;
+            }
+            // It is in flight until the last of its events.
+            let keep = move |frame| {
+                let _ = &call;
+                frame
+            };
+            response.map(|body| Body::new(body.map_frame(keep)))
+        };
+        Box::pin(work.in_current_span())
+    }
+
+    /// All messages of a batch, each known from here on.
+    async fn all(self: Arc<Self>, parts: Parts, body: Bytes, room: Option<Arc<OwnedSemaphorePermit>>) -> Result<Work, Refusal> {
+        let messages = message::away(body.len(), move || batch::lift(&body)).await?;
+        let take = |message: Result<Message, Refusal>| match message {
+            Ok(message) => self.clone().one(parts.clone(), message, room.clone(), false),
+            Err(refusal) => Box::pin(async { refusal.into_response() }),
+        };
+        let works = messages.into_iter().map(take).collect();
+        Ok(Box::pin(batch::answer(works).in_current_span()))
     }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
     let written = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    written.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(JSON))
-}
-
-/// True unless the client says that it takes JSON only.
-pub fn accepts_events(headers: &HeaderMap) -> bool {
-    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    accepted.peek().is_none()
-        || accepted.any(|value| value.contains("text/event-stream") || value.contains("*/*") || value.contains("text/*"))
-}
-
-/// True where the client names events and nothing that JSON would be.
-fn takes_events_only(headers: &HeaderMap) -> bool {
-    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    accepted.peek().is_some() && !accepted.any(|value| value.contains(JSON) || value.contains("*/*"))
+    written.split(';').next().is_some_and(|essence| JSON == essence.trim().to_ascii_lowercase())
 }
 
 /// Gives events their name, and every refusal the form of a JSON-RPC error.
-async fn speak_json_rpc(response: Response, judged: bool) -> Response {
-    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if content_type.starts_with("text/event-stream") {
-        return response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(name_event))));
+async fn speak_json_rpc(response: Response, judged: bool, id: Option<RequestId>) -> Response {
+    if answer::is_events(response.headers()) {
+        return answer::named(response);
     }
-    if response.status().is_success() || content_type.starts_with(JSON) {
+    let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|written| written.as_bytes().starts_with(JSON.as_bytes()));
+    if response.status().is_success() || is_json {
         return response;
     }
-    refusal::explain(response, judged).await
-}
-
-/// rmcp writes `data:` alone; the deployed clients look for `event: message`.
-fn name_event(data: Bytes) -> Bytes {
-    const NAME: &[u8] = b"event: message\n";
-    if !data.starts_with(b"data:") {
-        return data;
-    }
-    let mut named = BytesMut::with_capacity(NAME.len() + data.len());
-    named.extend_from_slice(NAME);
-    named.extend_from_slice(&data);
-    named.freeze()
+    refusal::explain(response, judged, id).await
 }
 
 async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {

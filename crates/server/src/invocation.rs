@@ -13,6 +13,8 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What has to hold while user code runs.
 pub trait Guard: Send + Sync {
+    /// Comes back when user code waits for the answer to be opened; where it never does, not at all.
+    fn wanted(&self) -> Boxed<'_, ()>;
     /// Comes back when user code may run, with what its caller should know of what holds.
     fn before_code(&self) -> Boxed<'_, Result<Option<String>, String>>;
     /// Comes back when nothing is left of what ran, and before its answer is given.

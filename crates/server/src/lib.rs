@@ -2,8 +2,13 @@
 //!
 //! Rule: one contract. A tool is written once, in `tools`, and every door calls the same function.
 
+mod accept;
+mod answer;
+mod batch;
 mod body;
+mod calls;
 mod catalogue;
+mod cors;
 mod environment;
 mod http_door;
 mod install;
@@ -13,15 +18,17 @@ mod log;
 mod mcp;
 mod message;
 mod names;
+mod params;
 mod progress;
 mod refusal;
 mod reply;
 mod resources;
 mod stdio;
+mod stream;
 mod tools;
 
 pub use environment::{EnvironmentInfo, Layer, LayerState, require};
-pub use http_door::{HttpOptions, accepts_events, router, serve};
+pub use http_door::{HttpOptions, router, serve};
 pub use invocation::{Boxed, Guard, Invocation};
 pub use log::LogLines;
 pub use names::ServedNames;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use crate::stream::Stream;
+
 /// Above the bound, for those who get told that the server is busy and for `/health`.
 const GUESTS: usize = 16;
 /// A client that takes nothing of its answer for so long has gone: the kernel ends its connection.
@@ -36,28 +38,53 @@ const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// One client's connection.
 pub(crate) struct Visit {
-    /// Since when it waits for its client: for a request, its body, or the answer to be read. None while the server works.
-    waits_since: Mutex<Option<Instant>>,
+    phase: Mutex<(Phase, Instant)>,
     is_guest: bool,
+}
+
+/// Who waits for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The server, for a request.
+    Idles,
+    /// The server, for the rest of a request.
+    Reads,
+    /// The client, for the answer.
+    Works,
+    /// The server, for what there is of the answer to be read.
+    Answers,
 }
 
 impl Visit {
     fn new(is_guest: bool) -> Arc<Self> {
-        Arc::new(Self { waits_since: Mutex::new(Some(Instant::now())), is_guest })
+        Arc::new(Self { phase: Mutex::new((Phase::Idles, Instant::now())), is_guest })
     }
 
     /// A request has begun.
     fn begins(&self) {
-        *self.lock() = Some(Instant::now());
+        *self.lock() = (Phase::Reads, Instant::now());
     }
 
     /// The request is whole: now the client waits.
     pub(crate) fn is_served(&self) {
-        *self.lock() = None;
+        self.enter(Phase::Works);
     }
 
-    fn waits(&self) {
-        self.lock().get_or_insert_with(Instant::now);
+    fn enter(&self, phase: Phase) {
+        let mut known = self.lock();
+        // What the server has waited for already, it waits for still.
+        let since = if known.0 == Phase::Works { Instant::now() } else { known.1 };
+        *known = (phase, since);
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.lock().0
+    }
+
+    /// Since when the server waits for its client; none while it works.
+    fn waits_since(&self) -> Option<Instant> {
+        let (phase, since) = *self.lock();
+        (phase != Phase::Works).then_some(since)
     }
 
     /// It is here only to hear that the server is busy.
@@ -65,8 +92,8 @@ impl Visit {
         self.is_guest
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.waits_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,7 +154,7 @@ impl Visits {
 
     /// Ends the connection that has waited longest for its client; false when the server works for each.
     fn make_room(&mut self, why: &str) -> bool {
-        let waiting = self.known.iter().filter_map(|(id, (_, visit))| Some(((*visit.lock())?, *id)));
+        let waiting = self.known.iter().filter_map(|(id, (_, visit))| Some((visit.waits_since()?, *id)));
         let Some((_, id)) = waiting.min_by_key(|(since, _)| *since) else {
             self.say(&format!("{why}, and calls run on all of them: new clients are told to come again"));
             return false;
@@ -154,6 +181,7 @@ fn is_of_client(error: &std::io::Error) -> bool {
 }
 
 async fn connection(stream: TcpStream, router: Router, visit: Arc<Visit>, idle: Duration) {
+    let stream = Stream::new(stream, visit.clone());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, visit) = (router.clone(), visit.clone());
         visit.begins();
@@ -188,7 +216,7 @@ impl HttpBody for Answer {
         match &polled {
             // Asked for more: what there was has been taken.
             Poll::Pending => self.visit.is_served(),
-            Poll::Ready(_) => self.visit.waits(),
+            Poll::Ready(_) => self.visit.enter(Phase::Answers),
         }
         polled
     }
@@ -204,6 +232,6 @@ impl HttpBody for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.visit.waits();
+        self.visit.enter(Phase::Idles);
     }
 }

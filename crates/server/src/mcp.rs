@@ -17,6 +17,7 @@ use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler};
 use serde_json::{Map, json};
 
+use crate::calls;
 use crate::catalogue::{ENVIRONMENT, EXECUTE, INSTALL, INSTALL_ALIAS, INSTRUCTIONS, PACKAGES};
 use crate::install::{self, InstallReport};
 use crate::invocation::Invocation;
@@ -143,7 +144,8 @@ impl McpServer {
         let run = self.guarded(invocation, request, if wants_progress { &mut on_output } else { &mut silent });
         // A run that is dropped is killed.
         let outcome = heard(context, &progress, Box::pin(run)).await;
-        let outcome = outcome.unwrap_or_else(|| Outcome::refused(ErrorCode::Cancelled, "the caller went away"));
+        let outcome =
+            outcome.unwrap_or_else(|| Outcome::refused(ErrorCode::Cancelled, "the caller went away or took the call back"));
         self.answer(outcome, reply::room(context, progress.has_sent())).await
     }
 
@@ -165,7 +167,7 @@ impl McpServer {
         };
         // An installer that is dropped is killed.
         let report = heard(context, &progress, Box::pin(self.0.install(&requirements, deadline, &mut say))).await;
-        let mut report = report.ok_or_else(|| ErrorData::invalid_request("the caller went away", None))?;
+        let mut report = report.ok_or_else(|| ErrorData::invalid_request("the caller went away or took the call back", None))?;
         report.warnings.splice(0..0, warnings);
         reply::of_report(&report, report.success)
     }
@@ -211,6 +213,7 @@ async fn heard<T>(context: &RequestContext<RoleServer>, progress: &Progress, wor
         }
         never = forward => match never {},
         () = context.ct.cancelled() => None,
+        () = calls::taken_back(context) => None,
     }
 }
 

@@ -114,6 +114,13 @@ impl ServedNames {
         }
         Err(refuse("Origin", origin, "ALLOWED_ORIGINS names those that are"))
     }
+
+    /// Whether the request names a page that is served, whatever else is wrong with it.
+    pub(crate) fn serves_page(&self, headers: &HeaderMap) -> bool {
+        let mut pages = headers.get_all(ORIGIN).iter();
+        let (Some(page), None) = (pages.next(), pages.next()) else { return false };
+        page.to_str().is_ok_and(|page| self.origins.iter().any(|rule| rule.serves(page)))
+    }
 }
 
 impl HostRule {

@@ -53,6 +53,23 @@ impl Refusal {
         Self { data, ..Self::new(StatusCode::BAD_REQUEST, INVALID_PARAMS, error.to_string()) }
     }
 
+    /// For a member of the message itself.
+    pub(crate) fn of_envelope(error: &ArgumentError) -> Self {
+        let data = Some(("field", error.field.clone()));
+        Self { data, ..Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, format!("Invalid Request: {error}")) }
+    }
+
+    pub(crate) fn batch(problem: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, format!("Invalid Request: a batch {problem}"))
+    }
+
+    /// For a body in a form that is not read.
+    pub(crate) fn encoded(encoding: &str) -> Self {
+        let message =
+            format!("Unsupported Media Type: content-encoding: must be identity or absent, not {:?}", shortened(encoding));
+        Self::unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
     pub(crate) fn busy(what: &str) -> Self {
         let data = Some(("code", ErrorCode::Busy.as_str().to_owned()));
         Self { data, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, REFUSED, format!("busy: {what}; try again in a few seconds")) }
@@ -87,6 +104,12 @@ impl Refusal {
     }
 }
 
+impl From<ArgumentError> for Refusal {
+    fn from(error: ArgumentError) -> Self {
+        Self::of_field(&error)
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut error = json!({"code": self.code, "message": self.message});
@@ -105,8 +128,8 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A refusal of rmcp's as a JSON-RPC error. `judged`: the body is JSON and was read.
-pub(crate) async fn explain(response: Response, judged: bool) -> Response {
+/// A refusal of rmcp's as a JSON-RPC error. `judged`: the body is JSON and was read, and `id` is its own.
+pub(crate) async fn explain(response: Response, judged: bool, id: Option<RequestId>) -> Response {
     let (mut parts, body) = response.into_parts();
     let refusal = if judged && parts.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
         // It says so of a body in which it finds no message.
@@ -119,6 +142,7 @@ pub(crate) async fn explain(response: Response, judged: bool) -> Response {
         Refusal::new(parts.status, REFUSED, shortened(&text).into_owned())
     };
     parts.headers.remove(CONTENT_LENGTH);
+    let refusal = refusal.answering(id.map(RequestId::into_json_value));
     let (own, body) = refusal.into_response().into_parts();
     parts.headers.extend(own.headers);
     Response::from_parts(parts, Body::new(body))

@@ -13,6 +13,8 @@ use rmcp::model::{CallToolResult, ContentBlock, ErrorData, RequestId, ResourceCo
 use rmcp::service::RequestContext;
 use serde::Serialize;
 
+use crate::answer::InEvents;
+
 /// Python's clients end a stream with an event above this.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 /// What is around a result: the message, the event's own lines, what rmcp and `mcp.rs` add.
@@ -31,10 +33,6 @@ const TEXT_TYPES: [&str; 7] = [
     "application/yaml",
 ];
 
-/// Set among a request's extensions by a door whose client takes nothing but events.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EventsOnly;
-
 /// When an answer to `execute_python` has structured content besides its JSON text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StructuredContent {
@@ -48,8 +46,7 @@ pub enum StructuredContent {
 
 /// How many bytes a result may have. `begun`: events have been sent already.
 pub(crate) fn room(context: &RequestContext<RoleServer>, begun: bool) -> usize {
-    let Some(request) = context.extensions.get::<http::request::Parts>() else { return usize::MAX };
-    if begun || request.extensions.get::<EventsOnly>().is_some() { room_of_event(&context.id) } else { usize::MAX }
+    if begun || InEvents::of(context) { room_of_event(&context.id) } else { usize::MAX }
 }
 
 fn room_of_event(id: &RequestId) -> usize {

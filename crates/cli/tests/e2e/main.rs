@@ -20,3 +20,4 @@ mod policy;
 mod semantics;
 mod soak;
 mod stdio;
+mod transport;

@@ -14,8 +14,7 @@ fn the_smoke_test_passes_as_against_aws() {
     ] {
         for path in ["/lambda/mcp/", "/lambda/mcp"] {
             let (status, content_type, text) = function.post(path, &[], &call(tool, &arguments));
-            assert_eq!((status, content_type.as_str()), (200, "text/event-stream"), "{text}");
-            assert!(text.starts_with("event: message\n"), "{text}");
+            assert_eq!((status, content_type.as_str()), (200, "application/json"), "{text}");
             assert_eq!(message(&text)["result"]["isError"], false, "{text}");
         }
     }
@@ -45,7 +44,7 @@ fn clients_of_the_newest_protocol_are_answered() {
     let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}});
     let params = json!({"name": "execute_python", "arguments": {"code": "2 + 3"}, "_meta": meta});
     let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
-    for accept in ["application/json, text/event-stream", "application/json"] {
+    for accept in ["application/json, text/event-stream", "application/json", "text/event-stream"] {
         let headers = [
             ("accept", accept),
             ("mcp-protocol-version", "2026-07-28"),
@@ -53,9 +52,56 @@ fn clients_of_the_newest_protocol_are_answered() {
             ("mcp-name", "execute_python"),
         ];
         let (status, content_type, text) = function.post("/lambda/mcp/", &headers, &body);
-        assert_eq!((status, accept.ends_with(&content_type)), (200, true), "{content_type} {text}");
+        assert_eq!((status, accept.starts_with(&content_type)), (200, true), "{content_type} {text}");
         assert_eq!(told(&text)["result"], "5", "{text}");
     }
+}
+
+/// The response is open before code runs: what it is called then is what it must turn out to be, whether or not there is
+/// something to say before the answer.
+#[test]
+fn the_response_is_what_it_was_opened_as() {
+    let function = Function::start();
+    let both = "application/json, text/event-stream";
+    for (accept, token, events) in [
+        ("*/*", false, false),
+        (both, false, false),
+        ("application/json", true, false),
+        (both, true, true),
+        ("*/*", true, true),
+        ("text/event-stream", false, true),
+        ("text/event-stream", true, true),
+    ] {
+        for code in ["2 + 3", "print('told', flush=True)\n2 + 3"] {
+            let meta = if token { json!({"progressToken": 1}) } else { json!({}) };
+            let params = json!({"name": "execute_python", "arguments": {"code": code}, "_meta": meta});
+            let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
+            let (status, content_type, text) = function.post("/lambda/mcp/", &[("accept", accept)], &body);
+            let wanted = if events { "text/event-stream" } else { "application/json" };
+            assert_eq!((status, content_type.as_str()), (200, wanted), "{accept} {token}: {text}");
+            assert_eq!(text.trim_start_matches([':', '\n']).starts_with("event: message\ndata: {"), events, "{text}");
+            assert_eq!(serde_json::from_str::<Value>(&text).is_ok(), !events, "{text}");
+            assert_eq!(text.contains("notifications/progress"), token && events && code != "2 + 3", "{text}");
+            assert_eq!(message(&text)["result"]["isError"], false, "{text}");
+        }
+    }
+}
+
+/// Each call of a batch has its own guard, and what is wiped after one must not end the next.
+#[test]
+fn the_calls_of_a_batch_run_one_after_the_other() {
+    let function = Function::start();
+    let code = |code: &str| call("execute_python", &json!({"code": code}));
+    let leave = code("open('left', 'w').write('a') and print('first')");
+    let look = code("import os\nprint(os.path.exists('left'))");
+    let (status, content_type, text) = function.post("/lambda/mcp/", &[], &format!("[{leave},{look},{look}]"));
+    assert_eq!((status, content_type.as_str()), (200, "application/json"), "{text}");
+    let answers: Value = serde_json::from_str(&text).unwrap();
+    let printed = |index: usize| {
+        let outcome = answers[index]["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{text}"));
+        serde_json::from_str::<Value>(outcome).unwrap()["stdout"].clone()
+    };
+    assert_eq!([printed(0), printed(1), printed(2)], ["first\n", "False\n", "False\n"], "{text}");
 }
 
 #[test]

@@ -1,0 +1,133 @@
+//! Several messages in one body, as the revision of 2025-03-26 has it.
+//!
+//! Rule: only where that revision is spoken, or none is named, which means the same. The messages of a batch are served one
+//! after the other: a batch takes no more of the server than one call does, whatever is in it.
+
+use std::convert::Infallible;
+use std::fmt;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt, Collected};
+use rmcp::model::RequestId;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::answer::{self, Work};
+use crate::message::{self, Meaning, Message};
+use crate::refusal::Refusal;
+
+/// Their answers are held until the last is there, and each may have megabytes of figures. Clients that batch send a handful.
+const MAX_MESSAGES: usize = 32;
+const VERSION: &str = "2025-03-26";
+
+/// Whether this client may send batches.
+pub(crate) fn is_spoken(headers: &HeaderMap) -> bool {
+    headers.get("mcp-protocol-version").is_none_or(|version| version == VERSION)
+}
+
+/// Whether `body` is meant to be one.
+pub(crate) fn is_one(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"[")
+}
+
+/// The messages of a batch, as they were written.
+///
+/// # Errors
+/// It is no JSON, or there are none or too many.
+pub(crate) fn split(body: &Bytes) -> Result<Vec<Bytes>, Refusal> {
+    let text = std::str::from_utf8(body).map_err(Refusal::no_json)?;
+    let Messages(messages) = serde_json::from_str(text).map_err(|error| {
+        if error.is_data() {
+            Refusal::batch(&format!("must have at most {MAX_MESSAGES} messages"))
+        } else {
+            Refusal::no_json(error)
+        }
+    })?;
+    if messages.is_empty() {
+        return Err(Refusal::batch("must have at least one message"));
+    }
+    Ok(messages.into_iter().map(|message| body.slice_ref(message.get().as_bytes())).collect())
+}
+
+/// Takes each message of a batch apart.
+///
+/// # Errors
+/// It is no batch.
+pub(crate) fn lift(body: &Bytes) -> Result<Vec<Result<Message, Refusal>>, Refusal> {
+    let lift = |message: Bytes| {
+        // What comes before an answer has no place in an array of answers.
+        let message = message::lift_for(&message, false)?;
+        if message.meaning == Meaning::Opens {
+            return Err(Refusal::batch("must have no initialize").answering(message.id.map(RequestId::into_json_value)));
+        }
+        Ok(message)
+    };
+    Ok(split(body)?.into_iter().map(lift).collect())
+}
+
+/// The answers to all of them, one after the other; where none asks for one, that they have been taken.
+pub(crate) async fn answer(works: Vec<Work>) -> Response {
+    let mut answers = Vec::new();
+    for work in works {
+        let answer = work.await.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        if !answer.is_empty() {
+            answers.extend([if answers.is_empty() { Bytes::from_static(b"[") } else { Bytes::from_static(b",") }, answer]);
+        }
+    }
+    if answers.is_empty() {
+        return StatusCode::ACCEPTED.into_response();
+    }
+    answers.push(Bytes::from_static(b"]"));
+    let body = Body::from_stream(stream::iter(answers.into_iter().map(Ok::<_, Infallible>)));
+    ([(CONTENT_TYPE, answer::JSON)], body).into_response()
+}
+
+struct Messages<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Messages<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = Messages<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut messages = Vec::new();
+                while let Some(message) = items.next_element()? {
+                    if messages.len() == MAX_MESSAGES {
+                        return Err(A::Error::custom("too many"));
+                    }
+                    messages.push(message);
+                }
+                Ok(Messages(messages))
+            }
+        }
+        deserializer.deserialize_seq(Bounded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_bounded_and_its_messages_are_left_as_they_are() {
+        let split = |text: String| split(&text.into());
+        let messages = split(" [{\"a\": 1} , 7,[2]] ".to_owned()).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        assert_eq!(messages, [&b"{\"a\": 1}"[..], b"7", b"[2]"]);
+        let of = |count: usize| format!("[{}]", vec!["1"; count].join(","));
+        assert!(split(of(MAX_MESSAGES)).is_ok());
+        for body in [of(MAX_MESSAGES + 1), of(0), of(1_000_000), "[1".to_owned(), "[1] 2".to_owned()] {
+            assert!(split(body.clone()).is_err(), "{}", &body[..body.len().min(99)]);
+        }
+    }
+}

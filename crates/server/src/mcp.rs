@@ -4,7 +4,6 @@
 //! is for a client that does not speak it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::{ArgumentError, Arguments, CellRequest, ErrorCode, Outcome, OutputEvent, Stream, shortened};
 use rmcp::model::{
@@ -28,9 +27,6 @@ use crate::{reply, resources};
 
 /// How long a client may keep the tool list: it changes with a deployment only.
 const TOOLS_TTL_MS: u64 = 300_000;
-
-/// How long an answer waits for the last lines of progress before it: a slow client slows nothing.
-const LAST_LINES_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Where results of the newest protocol name the server.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
@@ -197,21 +193,14 @@ impl McpServer {
 
 /// Does the work and passes on what it says, where the caller listens; none when the caller goes away meanwhile.
 async fn heard<T>(context: &RequestContext<RoleServer>, progress: &Progress, work: impl Future<Output = T>) -> Option<T> {
-    let forward = async {
-        match context.meta.get_progress_token() {
-            Some(token) => progress.forward(&context.peer, token).await,
-            None => std::future::pending().await,
-        }
+    let work = async {
+        let done = work.await;
+        progress.end();
+        done
     };
+    let both = async { tokio::join!(work, progress.forward(&context.peer, context.meta.get_progress_token())) };
     tokio::select! {
-        done = work => {
-            // What it said last may not have been on its way yet.
-            if let Some(token) = context.meta.get_progress_token() {
-                let _ = tokio::time::timeout(LAST_LINES_PATIENCE, progress.send_lines(&context.peer, &token)).await;
-            }
-            Some(done)
-        }
-        never = forward => match never {},
+        (done, ()) = both => Some(done),
         () = context.ct.cancelled() => None,
         () = calls::taken_back(context) => None,
     }

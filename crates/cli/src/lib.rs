@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use server::Interpreter;
-use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, Signals};
+use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, MessageSettings, Signals};
 
 /// How long what runs beside the engine may take to end. A read of standard input never does.
 const TASKS_PATIENCE: Duration = Duration::from_millis(500);
@@ -58,6 +58,8 @@ enum Command {
     Stdio {
         #[command(flatten)]
         engine: EngineSettings,
+        #[command(flatten)]
+        messages: MessageSettings,
     },
     /// Run one piece of Python.
     Run {
@@ -157,7 +159,7 @@ fn read_arguments() -> Result<(Cli, Vec<String>), String> {
 async fn dispatch(command: Command, code: String) -> ExitCode {
     let code = match command {
         Command::Serve { engine, http } => report(serve(&engine, &http).await),
-        Command::Stdio { engine } => report(stdio(&engine).await),
+        Command::Stdio { engine, messages } => report(stdio(&engine, messages.max_body_bytes).await),
         Command::Run { engine, arguments } => run::run(&engine, &arguments, code).await,
         Command::Doctor { attack: true, json, url: Some(url), header, .. } => match deployment::Deployment::new(url, &header) {
             Ok(deployment) => attack::attack(deployment, json).await,
@@ -192,10 +194,10 @@ async fn watch_start(settings: &EngineSettings, interpreter: &Interpreter) -> Re
     std::future::pending().await
 }
 
-async fn stdio(settings: &EngineSettings) -> Result<(), String> {
+async fn stdio(settings: &EngineSettings, max_line_bytes: usize) -> Result<(), String> {
     let interpreter = settings.start(false, Vec::new()).await?;
     tokio::select! {
-        result = server::serve_stdio(interpreter.clone()) => result,
+        result = server::serve_stdio(interpreter.clone(), max_line_bytes) => result,
         Err(refused) = watch_start(settings, &interpreter) => Err(refused),
     }
 }

@@ -1,54 +1,253 @@
 //! The stdio door: one message a line.
 //!
-//! Rule: a line is bounded and taken apart as a request's body is, so that both doors take and refuse the same.
+//! Rule: every line that is meant as a message gets an answer, with the id of what it asks wherever that can be found; a
+//! line is bounded and taken apart as a request's body is, so that both doors take and refuse the same. No handshake is
+//! asked for. A client that goes away ends what it has started.
 
-use std::io;
-use std::sync::Arc;
+mod id;
+mod pipes;
 
-use futures_util::StreamExt;
-use rmcp::model::{ClientJsonRpcMessage, GetExtensions, ServerJsonRpcMessage};
+use std::collections::HashSet;
+use std::io::{self, BufRead, BufReader};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use protocol::ArgumentError;
+use rmcp::RoleServer;
+use rmcp::model::{ClientJsonRpcMessage, ClientNotification, GetExtensions, RequestId, ServerJsonRpcMessage};
+use rmcp::service::serve_directly_with_ct;
 use rmcp::transport::Transport;
-use rmcp::transport::async_rw::AsyncRwTransport;
-use rmcp::{RoleServer, ServiceExt};
-use tokio::io::{Empty, Stdin, Stdout};
-use tokio_util::codec::{AnyDelimiterCodec, FramedRead};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
+use self::id::IdSearch;
+use self::pipes::{Input, Line, Output};
 use crate::mcp::McpServer;
 use crate::message::{self, Lifted};
 use crate::refusal::Refusal;
 use crate::tools::Interpreter;
 
-/// The longest line, as rmcp's own transport has it: what the HTTP door takes fits.
-const MAX_LINE_BYTES: usize = 16 << 20;
+/// What is answered within this time after the end of input still reaches a client that has gone.
+const GRACE: Duration = Duration::from_millis(500);
+/// What is piped in ends with its last line, not later than this.
+const AT_ONCE: Duration = Duration::from_millis(100);
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Serves MCP on standard input and output until the client closes it.
+/// Serves MCP on standard input and output until the client has gone. `max_line_bytes`: the longest line.
+///
+/// Comes back when the input has ended and all is answered. A client that has waited for answers ends its calls with its
+/// input; what was written without a pause is a pipe with questions in it, and gets each answer. Who closes standard output
+/// ends all at once.
 ///
 /// # Errors
-/// When the client's first message is no MCP opening, or the pipes break.
-pub async fn serve_stdio(interpreter: Arc<Interpreter>) -> Result<(), String> {
-    let service = McpServer(interpreter).serve(Lines::new()).await.map_err(|error| error.to_string())?;
+/// When the system has no threads for the pipes.
+pub async fn serve_stdio(interpreter: Arc<Interpreter>, max_line_bytes: usize) -> Result<(), String> {
+    let ended = CancellationToken::new();
+    let lines = Lines::start(max_line_bytes, ended.clone()).map_err(|error| format!("standard input and output: {error}"))?;
+    let service = serve_directly_with_ct(McpServer(interpreter), lines, None, ended);
     service.waiting().await.map(drop).map_err(|error| error.to_string())
 }
 
-struct Lines {
-    incoming: FramedRead<Stdin, AnyDelimiterCodec>,
-    outgoing: AsyncRwTransport<RoleServer, Empty, Stdout>,
+/// What is known of the client.
+#[derive(Default)]
+struct Client {
+    /// What it asks and is not answered yet.
+    open: Mutex<HashSet<RequestId>>,
+    closed: Notify,
+    is_answered: AtomicBool,
+    /// It has asked something after it got an answer, or kept its input open for one.
+    waits: AtomicBool,
+    /// Nobody takes answers.
+    gone: CancellationToken,
 }
 
-impl Lines {
-    fn new() -> Self {
-        let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), b"\n".to_vec(), MAX_LINE_BYTES);
-        Self {
-            incoming: FramedRead::new(tokio::io::stdin(), codec),
-            outgoing: AsyncRwTransport::new(tokio::io::empty(), tokio::io::stdout()),
+impl Client {
+    fn open(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self, id: &RequestId) {
+        self.open().remove(id);
+        self.closed.notify_one();
+    }
+
+    /// Comes back when nothing is open.
+    async fn has_all(&self) {
+        while !self.open().is_empty() {
+            self.closed.notified().await;
+        }
+    }
+}
+
+/// Among a request's extensions: one that breaks down is not waited for.
+struct Open(Arc<Client>, RequestId);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close(&self.1);
+        }
+    }
+}
+
+/// Reads what the client writes, on a thread of its own.
+struct Reader {
+    client: Arc<Client>,
+    messages: mpsc::Sender<ClientJsonRpcMessage>,
+    max_line_bytes: usize,
+}
+
+impl Reader {
+    fn read(self) {
+        let client = self.client.clone();
+        match self.read_all(&mut BufReader::new(Input)) {
+            Ok(()) => pipes::wait_until_unread(),
+            Err(error) => tracing::debug!("standard input or output: {error}"),
+        }
+        client.gone.cancel();
+    }
+
+    fn read_all(self, input: &mut BufReader<Input>) -> io::Result<()> {
+        loop {
+            // What has come together with the line before it was written without a look at any answer.
+            if input.buffer().is_empty() {
+                let asked = Instant::now();
+                let has_ended = input.fill_buf()?.is_empty();
+                let has_waited =
+                    if has_ended { asked.elapsed() > AT_ONCE } else { self.client.is_answered.load(Ordering::Relaxed) };
+                self.client.waits.fetch_or(has_waited, Ordering::Relaxed);
+                if has_ended {
+                    return Ok(());
+                }
+            }
+            let Some(line) = pipes::next_line(input, self.max_line_bytes)? else { return Ok(()) };
+            match self.take(line) {
+                Ok(None) => {}
+                Ok(Some(message)) => {
+                    if self.messages.blocking_send(message).is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(refused) => {
+                    self.client.is_answered.store(true, Ordering::Relaxed);
+                    pipes::write_line(refused)?;
+                }
+            }
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
-        let (error, id) = refusal.into_error();
-        // Not awaited here: who receives is interrupted at will.
-        tokio::spawn(self.outgoing.send(ServerJsonRpcMessage::error(error, id)));
+    /// The message in a line, if there is one.
+    ///
+    /// # Errors
+    /// The answer to a line that can't be taken.
+    fn take(&self, line: Line) -> Result<Option<ClientJsonRpcMessage>, Vec<u8>> {
+        let line = match line {
+            Line::Whole(line) => line,
+            Line::TooLong(search) => {
+                let problem = format!("Payload Too Large: the line is longer than MAX_BODY_BYTES, {} bytes", self.max_line_bytes);
+                return Err(answer(Refusal::unread(StatusCode::PAYLOAD_TOO_LARGE, problem), &search.found()));
+            }
+        };
+        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line).trim_ascii();
+        if line.is_empty() {
+            return Ok(None);
+        }
+        match self.message(line) {
+            Ok(message) => Ok(Some(message)),
+            // As other servers have it: an answer to noise might be answered with noise.
+            Err(refusal) if refusal.is_of_no_json() && !line.starts_with(b"{") && !line.starts_with(b"[") => {
+                tracing::info!("a line on standard input that is no JSON is skipped");
+                Ok(None)
+            }
+            Err(refusal) => Err(answer(refusal, &IdSearch::ids_of(line))),
+        }
+    }
+
+    fn message(&self, line: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
+        let lifted = message::lift(line)?;
+        let mut message = serde_json::from_slice(&lifted.text).map_err(|_| Refusal::no_message())?;
+        match &mut message {
+            ClientJsonRpcMessage::Request(request) => {
+                if !self.client.open().insert(request.id.clone()) {
+                    let problem = "is that of another request that is not answered yet";
+                    return Err(Refusal::of_field(&ArgumentError::new("id", problem)));
+                }
+                let extensions = request.request.extensions_mut();
+                extensions.insert(Lifted::new(lifted.arguments, None));
+                extensions.insert(Arc::new(Open(self.client.clone(), request.id.clone())));
+            }
+            ClientJsonRpcMessage::Notification(notification) => {
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    // It gets no answer.
+                    self.client.close(id);
+                }
+            }
+            _ => {}
+        }
+        Ok(message)
+    }
+}
+
+/// The lines that refuse something, one for each id.
+fn answer(refusal: Refusal, ids: &[Box<RawValue>]) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        jsonrpc: &'static str,
+        /// As it was written, also where rmcp has no such ids.
+        id: Option<&'a RawValue>,
+        error: &'a rmcp::model::ErrorData,
+    }
+    let (error, _) = refusal.into_error();
+    let line = |id| serde_json::to_vec(&Answer { jsonrpc: "2.0", id, error: &error }).unwrap_or_default();
+    if ids.is_empty() {
+        return line(None);
+    }
+    ids.iter().map(|id| line(Some(id))).collect::<Vec<_>>().join(&b'\n')
+}
+
+/// The client as rmcp talks to it.
+struct Lines {
+    client: Arc<Client>,
+    messages: mpsc::Receiver<ClientJsonRpcMessage>,
+    output: Output,
+    /// Since when there is no more input.
+    input_ended: Option<Instant>,
+    /// Ends all calls.
+    ended: CancellationToken,
+}
+
+impl Lines {
+    fn start(max_line_bytes: usize, ended: CancellationToken) -> io::Result<Self> {
+        let (sender, messages) = mpsc::channel(1);
+        let client = Arc::<Client>::default();
+        let output = Output::start()?;
+        let reader = Reader { client: client.clone(), messages: sender, max_line_bytes };
+        std::thread::Builder::new().name("input".to_owned()).spawn(move || reader.read())?;
+        Ok(Self { client, messages, output, input_ended: None, ended })
+    }
+
+    /// Comes back when nobody waits for the answers that are still to come.
+    async fn wait_for_answers(&mut self) {
+        let since = *self.input_ended.get_or_insert_with(Instant::now);
+        let grace = async {
+            if self.client.waits.load(Ordering::Relaxed) {
+                sleep_until(since + GRACE).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = self.client.has_all() => {}
+            () = grace => {}
+            () = self.client.gone.cancelled() => {}
+        }
     }
 }
 
@@ -56,40 +255,55 @@ impl Transport<RoleServer> for Lines {
     type Error = io::Error;
 
     fn send(&mut self, message: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
-        self.outgoing.send(message)
-    }
-
-    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
-        loop {
-            let Ok(line) = self.incoming.next().await? else {
-                self.refuse(Refusal::no_message());
-                // The end that the codec's errors are followed by; the rest of the line is skipped.
-                self.incoming.next().await;
-                continue;
-            };
-            let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line).trim_ascii();
-            if line.is_empty() {
-                continue;
+        let (client, output, ended) = (self.client.clone(), self.output.clone(), self.ended.clone());
+        let id = match &message {
+            ServerJsonRpcMessage::Response(response) => Some(response.id.clone()),
+            ServerJsonRpcMessage::Error(error) => error.id.clone(),
+            _ => None,
+        };
+        // Who has ended its input looks out for no news; some clients stumble over them.
+        let is_unheard = matches!(message, ServerJsonRpcMessage::Notification(_))
+            && self.input_ended.is_some()
+            && client.waits.load(Ordering::Relaxed);
+        let write = async move {
+            let line = serde_json::to_vec(&message)?;
+            tokio::select! {
+                biased;
+                // Nobody waits for it.
+                () = ended.cancelled() => Ok(()),
+                written = output.write(line) => written,
             }
-            match read(line) {
-                Ok(message) => return Some(message),
-                // As other servers have it: an answer to noise might be answered with noise.
-                Err(refusal) if refusal.is_of_no_json() => tracing::debug!("a line that is not JSON is skipped"),
-                Err(refusal) => self.refuse(refusal),
+        };
+        async move {
+            if is_unheard {
+                return Ok(());
             }
+            client.is_answered.store(true, Ordering::Relaxed);
+            let written = write.await;
+            if written.is_err() {
+                client.gone.cancel();
+            }
+            if let Some(id) = id {
+                client.close(&id);
+            }
+            written
         }
     }
 
-    async fn close(&mut self) -> io::Result<()> {
-        self.outgoing.close().await
+    // Left off at will, and called again.
+    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
+        tokio::select! {
+            message = self.messages.recv() => if message.is_some() {
+                return message;
+            },
+            () = self.client.gone.cancelled() => {}
+        }
+        self.wait_for_answers().await;
+        self.ended.cancel();
+        None
     }
-}
 
-fn read(line: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
-    let lifted = message::lift(line)?;
-    let mut message = serde_json::from_slice(&lifted.text).map_err(|_| Refusal::no_message())?;
-    if let ClientJsonRpcMessage::Request(request) = &mut message {
-        request.request.extensions_mut().insert(Lifted::new(lifted.arguments, None));
+    async fn close(&mut self) -> io::Result<()> {
+        Ok(())
     }
-    Ok(message)
 }

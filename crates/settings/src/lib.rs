@@ -226,6 +226,14 @@ impl LambdaSettings {
     }
 }
 
+/// Settings of the doors that are given messages.
+#[derive(Args, Clone, Debug)]
+pub struct MessageSettings {
+    /// Largest request body, and on standard input the longest line, in bytes.
+    #[arg(long, env = "MAX_BODY_BYTES", help_heading = SECURITY, default_value = "12582912")]
+    pub max_body_bytes: usize,
+}
+
 /// Settings of the HTTP door.
 #[derive(Args, Clone, Debug)]
 pub struct HttpSettings {
@@ -241,9 +249,8 @@ pub struct HttpSettings {
     /// Browser origins that are served; requests without an Origin always are, `*` serves all.
     #[arg(long, env = "ALLOWED_ORIGINS", help_heading = SECURITY, value_delimiter = ',', default_value = "http://localhost:*,http://127.0.0.1:*")]
     allowed_origins: Vec<String>,
-    /// Largest request body, in bytes.
-    #[arg(long, env = "MAX_BODY_BYTES", help_heading = SECURITY, default_value = "12582912")]
-    max_body_bytes: usize,
+    #[command(flatten)]
+    messages: MessageSettings,
     /// Connections at once; above it those that have waited longest for their client are closed.
     #[arg(long, env = "MAX_CONNECTIONS", help_heading = SECURITY, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections: u32,
@@ -411,7 +418,7 @@ impl HttpSettings {
         }
         Ok(HttpOptions {
             names: ServedNames::new(&self.allowed_hosts, &self.allowed_origins)?.and_host(&self.host),
-            max_body_bytes: self.max_body_bytes,
+            max_body_bytes: self.messages.max_body_bytes,
             max_connections: self.max_connections as usize,
             idle_timeout,
         })

@@ -29,6 +29,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// rmcp calls it an error when a client goes away before its answer, and warns of each error that is answered: neither is
+/// one of the server's. Who names rmcp hears it all.
+const LEFT_OUT: &str = "rmcp::service=off";
+
 /// Starts the log. `default`: what is logged when `wanted` is empty or can't be understood.
 pub fn start_log(wanted: Option<&OsStr>, default: &str, format: LogFormat) {
     let (filter, refused) = match wanted.map(parse) {
@@ -36,7 +40,8 @@ pub fn start_log(wanted: Option<&OsStr>, default: &str, format: LogFormat) {
         Some(Err(reason)) => (None, Some(reason)),
         None => (None, None),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(format!("{LEFT_OUT},{default}"))));
     match format {
         LogFormat::Text => builder.with_writer(LogLines::Text).with_ansi(false).init(),
         LogFormat::Json => {
@@ -61,12 +66,30 @@ fn parse(wanted: &OsStr) -> Result<Option<EnvFilter>, String> {
     if wanted.trim().is_empty() {
         return Ok(None);
     }
+    let wanted = if wanted.contains("rmcp") { wanted.to_owned() } else { format!("{LEFT_OUT},{wanted}") };
     EnvFilter::try_new(wanted).map(Some).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_that_goes_away_is_no_error() {
+        use tracing::level_filters::LevelFilter;
+        use tracing_subscriber::layer::SubscriberExt as _;
+
+        let logged = |wanted: &str| {
+            let filter = parse(OsStr::new(wanted)).expect("a filter").expect("one");
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), || {
+                assert!(LevelFilter::current() >= LevelFilter::ERROR);
+                (tracing::enabled!(target: "rmcp::service", tracing::Level::ERROR), tracing::enabled!(tracing::Level::WARN))
+            })
+        };
+        assert_eq!(logged("info"), (false, true));
+        assert_eq!(logged("warn,server=debug"), (false, true));
+        assert_eq!(logged("warn,rmcp=error"), (true, true));
+    }
 
     #[test]
     fn a_slip_is_told_and_a_filter_taken() {

@@ -109,6 +109,10 @@ impl InFlight {
     pub(crate) fn end(&self) -> End {
         End(self.taken_back.clone())
     }
+
+    pub(crate) fn is_taken_back(&self) -> bool {
+        self.taken_back.is_cancelled()
+    }
 }
 
 impl Drop for InFlight {
@@ -116,6 +120,10 @@ impl Drop for InFlight {
         self.calls.lock().calls.remove(&self.number);
     }
 }
+
+/// Set among the extensions of the answer to a call that was taken back.
+#[derive(Clone, Copy)]
+pub(crate) struct TakenBack;
 
 /// Tells a call that it was taken back.
 #[derive(Clone)]

@@ -30,7 +30,7 @@ use crate::accept::Takes;
 use crate::answer::{self, InEvents, JSON, KEEP_ALIVE, Work};
 use crate::batch;
 use crate::body::Bodies;
-use crate::calls::{Calls, SESSION_ID, Session};
+use crate::calls::{Calls, InFlight, SESSION_ID, Session, TakenBack};
 use crate::cors;
 use crate::invocation::Invocation;
 use crate::listener::{self, Visit};
@@ -174,7 +174,10 @@ impl Door {
         let message = message::away(bytes.len(), move || message::lift_for(&bytes, takes != Takes::Json)).await?;
         let as_events = takes == Takes::Events || message.wants_progress;
         let work = self.one(parts, message, room, takes == Takes::Events);
-        Ok(answer::answer(work, as_events, &told, opened).await)
+        let response = answer::answer(work, as_events, &told, opened).await;
+        // Nobody waits for it: Python's clients break when JSON comes as they close, and let events go by.
+        let goes_by = takes != Takes::Json && response.extensions().get::<TakenBack>().is_some();
+        Ok(if goes_by { answer::in_event(response) } else { response })
     }
 
     /// One message, known from here on.
@@ -204,6 +207,9 @@ impl Door {
                 && let Some(session) = Session::mint().and_then(Session::header)
             {
                 response.headers_mut().insert(SESSION_ID, session);
+            }
+            if call.as_ref().is_some_and(InFlight::is_taken_back) {
+                response.extensions_mut().insert(TakenBack);
             }
             if !answer::is_events(response.headers()) {
                 return response;

@@ -37,6 +37,20 @@ fn a_client_that_takes_no_events_is_answered_in_plain_json() {
     assert_eq!(told(&text)["error"]["code"], "invalid_argument", "{text}");
 }
 
+/// There everything in the function's directory is of one user, and nothing but the steps themselves keeps a link from being
+/// followed.
+#[test]
+fn files_that_code_leaves_come_back_and_links_do_not() {
+    let function = Function::start();
+    let code = "import os\nopen('a.csv', 'w').write('1\\n')\nos.symlink('/etc/passwd', 'link')\nos.symlink('/etc', 'folder')";
+    let (_, _, text) = function.post("/lambda/mcp/", &[], &call("execute_python", &json!({"code": code})));
+    let content = message(&text)["result"]["content"].as_array().unwrap().clone();
+    assert_eq!((content.len(), &content[1]["resource"]["text"]), (2, &json!("1\n")), "{text}");
+    let told = content[0]["text"].as_str().unwrap();
+    assert!(told.contains("folder (a link), link (a link)"), "{told}");
+    assert_eq!(function.run("import os; os.listdir()")["result"], "[]", "the next call has none of them");
+}
+
 /// Such a request is answered when its run has ended, also as events: the run waited for the response to open.
 #[test]
 fn clients_of_the_newest_protocol_are_answered() {

@@ -40,7 +40,7 @@ pub(crate) fn is_one(body: &[u8]) -> bool {
 ///
 /// # Errors
 /// It is no JSON, or there are none or too many.
-pub(crate) fn split(body: &Bytes) -> Result<Vec<Bytes>, Refusal> {
+pub(crate) fn split(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
     let text = std::str::from_utf8(body).map_err(Refusal::no_json)?;
     let Messages(messages) = serde_json::from_str(text).map_err(|error| {
         if error.is_data() {
@@ -52,17 +52,17 @@ pub(crate) fn split(body: &Bytes) -> Result<Vec<Bytes>, Refusal> {
     if messages.is_empty() {
         return Err(Refusal::batch("must have at least one message"));
     }
-    Ok(messages.into_iter().map(|message| body.slice_ref(message.get().as_bytes())).collect())
+    Ok(messages.into_iter().map(|message| message.get().as_bytes()).collect())
 }
 
 /// Takes each message of a batch apart.
 ///
 /// # Errors
 /// It is no batch.
-pub(crate) fn lift(body: &Bytes) -> Result<Vec<Result<Message, Refusal>>, Refusal> {
-    let lift = |message: Bytes| {
+pub(crate) fn lift(body: &[u8]) -> Result<Vec<Result<Message, Refusal>>, Refusal> {
+    let lift = |message: &[u8]| {
         // What comes before an answer has no place in an array of answers.
-        let message = message::lift_for(&message, false)?;
+        let message = message::lift_for(message, false)?;
         if message.meaning == Meaning::Opens {
             return Err(Refusal::batch("must have no initialize").answering(message.id.map(RequestId::into_json_value)));
         }
@@ -121,13 +121,12 @@ mod tests {
 
     #[test]
     fn a_batch_is_bounded_and_its_messages_are_left_as_they_are() {
-        let split = |text: String| split(&text.into());
-        let messages = split(" [{\"a\": 1} , 7,[2]] ".to_owned()).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        let messages = split(b" [{\"a\": 1} , 7,[2]] ").unwrap_or_else(|refusal| panic!("{refusal:?}"));
         assert_eq!(messages, [&b"{\"a\": 1}"[..], b"7", b"[2]"]);
         let of = |count: usize| format!("[{}]", vec!["1"; count].join(","));
-        assert!(split(of(MAX_MESSAGES)).is_ok());
+        assert!(split(of(MAX_MESSAGES).as_bytes()).is_ok());
         for body in [of(MAX_MESSAGES + 1), of(0), of(1_000_000), "[1".to_owned(), "[1] 2".to_owned()] {
-            assert!(split(body.clone()).is_err(), "{}", &body[..body.len().min(99)]);
+            assert!(split(body.as_bytes()).is_err(), "{}", &body[..body.len().min(99)]);
         }
     }
 }

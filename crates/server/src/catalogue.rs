@@ -85,7 +85,7 @@ fn execute_description(defaults: &CallDefaults, allowed: Allowed) -> String {
          stdout, stderr, and figures as images: each at plt.show(), and those still open at the end. numpy, pandas, scipy, \
          scikit-learn, matplotlib and more are preinstalled; what else is imported must be named in `requirements`. Nothing is \
          kept between calls: send all the code that is needed, and its data in `input_data`. The working directory (/mnt/data \
-         on most servers) begins empty and goes with the call. {denied} Top-level await works. Memory: {} MB; stdout and \
+         on most servers) begins empty and goes with the call; files left in it come back, small ones with their contents. {denied} Top-level await works. Memory: {} MB; stdout and \
          stderr: {} bytes each.",
         limits.memory_bytes >> 20,
         limits.output_cap_bytes,

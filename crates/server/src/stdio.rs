@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::id::IdSearch;
 use self::pipes::{Input, Line, Output};
+use crate::batch;
 use crate::mcp::McpServer;
 use crate::message::{self, Lifted};
 use crate::refusal::Refusal;
@@ -126,45 +127,52 @@ impl Reader {
                 }
             }
             let Some(line) = pipes::next_line(input, self.max_line_bytes)? else { return Ok(()) };
-            match self.take(line) {
-                Ok(None) => {}
-                Ok(Some(message)) => {
-                    if self.messages.blocking_send(message).is_err() {
-                        return Ok(());
-                    }
-                }
-                Err(refused) => {
-                    self.client.is_answered.store(true, Ordering::Relaxed);
-                    pipes::write_line(refused)?;
+            let mut refused = Vec::new();
+            let messages = self.take(line, &mut refused);
+            if !refused.is_empty() {
+                self.client.is_answered.store(true, Ordering::Relaxed);
+                pipes::write_line(refused.join(&b'\n'))?;
+            }
+            for message in messages {
+                if self.messages.blocking_send(message).is_err() {
+                    return Ok(());
                 }
             }
         }
     }
 
-    /// The message in a line, if there is one.
-    ///
-    /// # Errors
-    /// The answer to a line that can't be taken.
-    fn take(&self, line: Line) -> Result<Option<ClientJsonRpcMessage>, Vec<u8>> {
+    /// The messages in a line: one, or those of a batch, whose answers come as lines of their own. What can't be taken is
+    /// answered in `refused`.
+    fn take(&self, line: Line, refused: &mut Vec<Vec<u8>>) -> Vec<ClientJsonRpcMessage> {
         let line = match line {
             Line::Whole(line) => line,
             Line::TooLong(search) => {
                 let problem = format!("Payload Too Large: the line is longer than MAX_BODY_BYTES, {} bytes", self.max_line_bytes);
-                return Err(answer(Refusal::unread(StatusCode::PAYLOAD_TOO_LARGE, problem), &search.found()));
+                refused.push(answer(Refusal::unread(StatusCode::PAYLOAD_TOO_LARGE, problem), &search.found()));
+                return Vec::new();
             }
         };
         let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line).trim_ascii();
         if line.is_empty() {
-            return Ok(None);
+            return Vec::new();
         }
-        match self.message(line) {
-            Ok(message) => Ok(Some(message)),
+        let parts = if batch::is_one(line) { batch::split(line) } else { Ok(vec![line]) };
+        let mut refuse = |part: &[u8], refusal: Refusal| {
             // As other servers have it: an answer to noise might be answered with noise.
-            Err(refusal) if refusal.is_of_no_json() && !line.starts_with(b"{") && !line.starts_with(b"[") => {
+            if refusal.is_of_no_json() && !part.starts_with(b"{") && !part.starts_with(b"[") {
                 tracing::info!("a line on standard input that is no JSON is skipped");
-                Ok(None)
+            } else {
+                refused.push(answer(refusal, &IdSearch::ids_of(part)));
             }
-            Err(refusal) => Err(answer(refusal, &IdSearch::ids_of(line))),
+        };
+        match parts {
+            Ok(parts) => {
+                parts.into_iter().filter_map(|part| self.message(part).map_err(|refusal| refuse(part, refusal)).ok()).collect()
+            }
+            Err(refusal) => {
+                refuse(line, refusal);
+                Vec::new()
+            }
         }
     }
 

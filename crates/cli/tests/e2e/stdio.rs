@@ -255,7 +255,7 @@ fn whatever_is_asked_is_answered_with_its_id() {
         ("{nonsense".to_owned(), "null", "Parse error: "),
         ("[".repeat(10_000), "null", "Parse error: "),
         ("[]".to_owned(), "null", "Invalid Request: "),
-        (format!("[{}]", ping(1)), "null", "Invalid Request: "),
+        (format!("[{}]", vec!["1"; 33].join(",")), "null", "Invalid Request: a batch must have at most 32 messages"),
         ("7".to_owned(), "null", "Invalid Request: "),
         (format!("\"{}\"", "a".repeat(1000)), "null", "Invalid Request: "),
     ] {
@@ -271,6 +271,12 @@ fn whatever_is_asked_is_answered_with_its_id() {
         // As far as it is a number or a string that can be read.
         assert_eq!(answer["id"], serde_json::from_str(id).ok().filter(Value::is_number).unwrap_or_default(), "{answer}");
     }
+    // A batch, whose answers come as they are ready.
+    client.say(format!("[{},7,{}]", ping(21), call(22, "22")));
+    let answers = [client.hear(), client.hear(), client.hear()];
+    assert_eq!(answers[0]["error"]["code"], -32600);
+    let of = |id: i32| answers.iter().find(|answer| answer["id"] == id).unwrap_or_else(|| panic!("{answers:?}"));
+    assert_eq!((&of(21)["result"]["isError"], &told(of(22))["result"]), (&Value::Null, &json!("22")));
     // Two that share a line, and two that share an id.
     client.say(format!("{}{}", ping(11), ping(12)));
     assert_eq!(

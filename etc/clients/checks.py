@@ -229,12 +229,10 @@ def run(client: str, version: str, open_session, without: dict[str, str] | None 
             return say(name, None, without[name])
         try:
             say(name, True, await asyncio.wait_for(check(session) if session else fresh(), 60))
-        except Missed as missed:
-            say(name, False, str(missed))
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException as raised:
-            if isinstance(raised, (KeyboardInterrupt, SystemExit)):
-                raise
-            say(name, False, f"{type(raised).__name__}: {told_by(raised)}"[:300])
+            say(name, False, words(raised))
 
     async def everything() -> None:
         try:
@@ -247,7 +245,7 @@ def run(client: str, version: str, open_session, without: dict[str, str] | None 
             finally:
                 await beat
         except Exception as raised:
-            return say("list", False, f"{type(raised).__name__}: {told_by(raised)}"[:300])
+            return say("list", False, words(raised))
         for name, check in OWN.items():
             await step(name, check, None)
 
@@ -256,8 +254,8 @@ def run(client: str, version: str, open_session, without: dict[str, str] | None 
     os._exit(0)  # threads of some clients never end
 
 
-def told_by(raised: BaseException) -> str:
+def words(raised: BaseException) -> str:
     """The words of an exception, or of the first one in a group."""
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
-    return f"{type(raised).__name__}: {raised}"
+    return str(raised) if isinstance(raised, Missed) else f"{type(raised).__name__}: {raised}"[:300]

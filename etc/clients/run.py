@@ -9,6 +9,7 @@ if sys.version_info < (3, 11):
     sys.exit("the clients want Python 3.11 or later as python3")
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -147,6 +148,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of clients, with commas between; a name's start is enough")
     parser.add_argument("--light", action="store_true", help="the half that CI runs")
     parser.add_argument("--lock", action="store_true", help="resolve the environments anew, and run nothing")
+    parser.add_argument("--jobs", type=int, default=2, help="how many clients run at the same time")
     options = parser.parse_args()
     book = tomllib.loads((HERE / "clients.toml").read_text())
     environments = Environments(book, HERE / "environments", BUILD, uv())
@@ -171,12 +173,17 @@ def main() -> int:
     for client in clients:
         if client.environment in failures:
             results.not_run(client.title, f"its environment could not be made: {failures[client.environment]}")
-            continue
-        for door in client.doors:
-            began = time.monotonic()
-            records = run_client(client, door, program, environments)
+
+    def one(client: Client, door: str) -> list[dict]:
+        began = time.monotonic()
+        records = run_client(client, door, program, environments)
+        print(f"{report.line(records)}  ({time.monotonic() - began:.0f} s)", flush=True)
+        return records
+
+    runs = [(client, door) for client in clients if client.environment not in failures for door in client.doors]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for records in pool.map(one, *zip(*runs)):
             results.add(records)
-            print(f"{report.line(records)}  ({time.monotonic() - began:.0f} s)", flush=True)
     for absent in book.get("absent", []):
         results.not_run(absent["title"], absent["why"], known=True)
     if not only and not options.light:

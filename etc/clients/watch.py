@@ -1,6 +1,7 @@
 """Tells a client's script when its spinning code runs and when it is gone, seen from outside: from the names of all processes."""
 
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -8,9 +9,12 @@ import threading
 import time
 
 
+NUMBERS = itertools.count()
+
+
 class Watch:
     def __init__(self):
-        name = f"spin{os.getpid()}"[:15]  # as much as the kernel keeps of a name
+        name = f"spin{os.getpid()}-{next(NUMBERS)}"  # the kernel keeps 15 letters of a name
         self.code = (
             f"import ctypes\nctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)  # PR_SET_NAME\nprint('spinning', flush=True)\nwhile True:\n    pass"
         )

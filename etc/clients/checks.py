@@ -5,6 +5,7 @@ answers is what a model would get to see, not what the wire carried.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -56,6 +57,35 @@ def answer(result) -> Answer:
     texts = [part.text for part in result.content if part.type == "text"]
     images = [part.data for part in result.content if part.type == "image"]
     return Answer("".join(texts), images, bool(getattr(result, "is_error", getattr(result, "isError", False))))
+
+
+def seen(part, error: bool | None = None) -> Answer:
+    """The answer in what a framework hands to its model, whatever its types: all text, and all strings that are images.
+
+    Where the framework has no mark for an error, what the JSON text says of it counts: the model can read that.
+    """
+    texts, images = [], []
+
+    def walk(part) -> None:
+        if isinstance(part, str):
+            data = part.partition(";base64,")[2] if part.startswith("data:image/") else part
+            (images if data.startswith(IMAGE_STARTS) and len(data) > 200 else texts).append(data)
+        elif isinstance(part, bytes):
+            walk(base64.b64encode(part).decode())
+        elif isinstance(part, dict):
+            for value in part.values():
+                walk(value)
+        elif isinstance(part, (list, tuple)):
+            for value in part:
+                walk(value)
+        elif hasattr(part, "model_dump"):
+            walk(part.model_dump())
+        elif hasattr(part, "__dict__"):
+            walk(vars(part))
+
+    walk(part)
+    text = "\n".join(texts)
+    return Answer(text, images, '"success":false' in text.replace(" ", "").replace("\\", "") if error is None else error)
 
 
 class Missed(Exception):

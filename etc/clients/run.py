@@ -110,7 +110,6 @@ def run_client(client: Client, door: str, program: pathlib.Path, environments: E
             "ENVIRONMENT": str(BUILD / client.environment),
             "HOME": str(home),
             "PATH": f"{environments.path(client.environment)}:{os.environ['PATH']}",
-            "PYTHONPATH": str(HERE),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         command = [*environments.interpreter(client.environment, client.script), HERE / client.script, *client.arguments]

@@ -138,7 +138,7 @@ def run_client(client: Client, door: str, program: pathlib.Path, environments: E
     version = records[0]["version"] if records else "?"
     if ended or not records:
         records.append({"client": client.title, "version": version, "door": door, "check": "run", "ok": False, "note": ended or "said nothing"})
-    return [record | {"name": client.name, "title": client.title} for record in records]
+    return [record | {"name": client.name, "title": client.title, "door": door} for record in records]
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ AWS_TOOLS := build/aws
 
 .PHONY: help run tree test soak lint deny bench settings lock smoke clean aws bootstrap function-native \
   layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
-  apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test
+  apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test clients clients.light clients.lock
 
 help: ## Show this list
 	@grep -E '^[a-z0-9.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -128,6 +128,18 @@ local-lambda.test: layer.native aws ## The smoke test against it
 
 soak: tree ## 10,000 calls, honest and hostile: nothing may be left (takes minutes)
 	SOAK_CALLS=10000 cargo test -p cli --test e2e soak -- --nocapture
+
+clients: tree ## Run real clients and write docs/clients.md (ONLY=mcp2,ts1 runs a part)
+	@echo "building the server"
+	@cargo build --quiet --release -p cli
+	@UV=$(UV) python3 etc/clients/run.py --only "$(ONLY)"
+
+clients.light: tree ## Run the clients that CI runs
+	@cargo build --quiet -p cli
+	@UV=$(UV) python3 etc/clients/run.py --light --server target/debug/code-interpreter
+
+clients.lock: $(UV) ## Resolve the clients' environments anew (ONLY)
+	@UV=$(UV) python3 etc/clients/run.py --lock --only "$(ONLY)"
 
 bench: tree ## Measure the release server beside a fresh interpreter
 	cargo build --release -p cli

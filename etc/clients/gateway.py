@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import shlex
 import socket
 import subprocess
 import sys
@@ -62,8 +61,5 @@ match KIND, os.environ["DOOR"]:
         to_stdio(["supergateway", "--logLevel", "none", "--streamableHttp", URL])
     case "mcp-proxy", "http":
         to_stdio(["mcp-proxy", "--transport", "streamablehttp", URL])
-    case "supergateway", "stdio":
-        command = shlex.join(["code-interpreter", "stdio"])
-        sys.exit(to_http(["supergateway", "--stdio", command, "--outputTransport", "streamableHttp", "--stateful", "--port", "PORT"], "/mcp"))
     case "mcp-proxy", "stdio":
         sys.exit(to_http(["mcp-proxy", "--pass-environment", "--host", "127.0.0.1", "--port", "PORT", "--", "code-interpreter", "stdio"], "/mcp"))

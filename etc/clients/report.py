@@ -48,8 +48,9 @@ class Results:
         lines += [f"passes now, so it can leave known.toml: {line}" for line in self.mended()]
         passed, failed = (sum(record["ok"] is ok for record in self.records) for ok in (True, False))
         clients = len({record["name"] for record in self.records})
-        lines.append(f"{clients} clients in {seconds:.0f} s; {failed - len(self.unexplained()) + len(self.lost)} of the failures are known ones")
-        return "\n".join([*lines, f"{passed} passed, {failed} failed"])
+        known = failed - len(self.unexplained()) + len(self.lost)
+        lines.append(f"{clients} clients in {seconds:.0f} s: {passed} checks hold, {failed} do not, of which {known} are known")
+        return "\n".join(lines)
 
     def table(self) -> str:
         rows = {}

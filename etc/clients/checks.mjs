@@ -139,6 +139,7 @@ const own = {
     ]) {
       const { text, images, error } = await session.call({ code });
       want(!error, text);
+      want(images.length || wanted === 1, `none of ${wanted} images: ${text.slice(0, 200)}`);
       want(images.length === wanted || WARNED.test(text), `${images.length} of ${wanted} images, and no word of it: ${text.slice(0, 200)}`);
       notes.push(`${images.length} of ${wanted}, ${Math.round(images.join("").length / 1000)} KB`);
     }

@@ -196,6 +196,7 @@ async def images(session: Session) -> str:
     for code, wanted in ((NOISE, 1), (FIGURES, 20)):
         got = await session.call({"code": code})
         want(not got.error, got.text)
+        want(got.images or wanted == 1, f"none of {wanted} images: {got.text[:200]}")
         want(len(got.images) == wanted or WARNED.search(got.text), f"{len(got.images)} of {wanted} images, and no word of it: {got.text[:200]}")
         notes.append(f"{len(got.images)} of {wanted}, {sum(map(len, got.images)) // 1000} KB")
     return "; ".join(notes)

@@ -219,7 +219,7 @@ def cancels(told: list | None):
     async def cancel(session: Session) -> str:
         running = asyncio.create_task(session.call({"code": SPIN, "timeout": 60}, progress=told))
         want((await watch("busy"))["busy"], "the code did not start")
-        await session.cancel(running)
+        await asyncio.wait_for(session.cancel(running), 5)
         seconds = (await watch("gone"))["seconds"]
         running.cancel()
         with contextlib.suppress(BaseException):

@@ -26,7 +26,7 @@ class Results:
     def reason(self, record: dict) -> int | None:
         """Which known failure this is."""
         for number, entry in enumerate(self.known):
-            if all(fnmatch.fnmatch(record[key], entry.get(key, "*")) for key in ("name", "door", "check")):
+            if all(matches(record[key], entry.get(key, "*")) for key in ("name", "door", "check")):
                 return number
         return None
 
@@ -38,7 +38,7 @@ class Results:
         """Known failures that none of the checks that ran has any more."""
         failed = {self.reason(record) for record in self.records if record["ok"] is False}
         passed = {self.reason(record) for record in self.records if record["ok"]}
-        return [f"{self.known[n]['name']} {self.known[n]['check']}" for n in sorted(passed - failed - {None})]
+        return [f"{self.known[n]['name']}: {self.known[n]['why']}" for n in sorted(passed - failed - {None})]
 
     def explained(self) -> bool:
         return bool(self.records) and not self.unexplained()
@@ -91,6 +91,10 @@ class Results:
         if start not in text:
             raise SystemExit(f"{page} has no line {start.strip()}")
         page.write_text(re.sub(f"{start}.*?{end}", lambda _: said, text, flags=re.S))
+
+
+def matches(value: str, patterns: str | list[str]) -> bool:
+    return any(fnmatch.fnmatch(value, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
 
 
 def notes(checks: dict[str, dict]) -> str:

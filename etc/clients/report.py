@@ -65,7 +65,7 @@ class Results:
                 lines.append(f"| {title} | {version} | {door} | {' | '.join(cells)} | {notes(checks)} |")
         others = [record for record in self.records if record["check"] not in COLUMNS]
         if others:
-            lines += ["", "| client | version | door | check | | |", "| --- | --- | --- | --- | --- | --- |"]
+            lines += ["", "| client | version | door | check | holds | note |", "| --- | --- | --- | --- | --- | --- |"]
             for record in others:
                 sign = self.cell(record, numbers)
                 lines.append(f"| {record['title']} | {record['version']} | {record['door']} | {record['check']} | {sign} | {plain(record['note'])} |")

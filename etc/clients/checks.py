@@ -176,7 +176,7 @@ async def arguments(session: Session) -> str:
         except Exception as raised:
             raise Missed(f"{json.dumps(given)} raises {type(raised).__name__}: {raised}"[:300]) from raised
 
-    for given, named in (({}, "code"), ({"code": ["1"], "timeout": 5}, "code"), ({"code": "1", "timeout": "soon"}, "timeout")):
+    for given, named in (({}, "code"), ({"code": ["1"], "timeout": 5}, "code"), ({"code": "6 * 7", "timeout": "soon"}, "timeout")):
         got = await call(given)
         want(got.error and named in got.text, f"{json.dumps(given)}: {got}")
     for given in ({"code": "6 * 7", "timeout": 1000}, {"code": "6 * 7", "timeout": "10"}):

@@ -42,5 +42,5 @@ async def open_session():
 NO_PROGRESS = "asks for no progress"
 checks.run(
     "Google ADK", importlib.metadata.version("google-adk"), open_session,
-    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS, "cancel": "sends nothing when a call is given up", "unknown": "calls only tools that were listed"},
+    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS, "unknown": "calls only tools that were listed"},
 )  # fmt: skip

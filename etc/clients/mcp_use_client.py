@@ -37,5 +37,5 @@ async def open_session():
 NO_PROGRESS = "asks for no progress"
 checks.run(
     "mcp-use", importlib.metadata.version("mcp-use"), open_session,
-    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS, "cancel": "sends nothing when a call is given up"},
+    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS},
 )  # fmt: skip

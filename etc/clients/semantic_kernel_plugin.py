@@ -34,5 +34,5 @@ async def open_session():
 NO_PROGRESS = "asks for no progress"
 checks.run(
     "Semantic Kernel", importlib.metadata.version("semantic-kernel"), open_session,
-    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS, "cancel": "sends nothing when a call is given up"},
+    {"progress": NO_PROGRESS, "heartbeat": NO_PROGRESS},
 )  # fmt: skip

@@ -51,8 +51,10 @@ def server_environment() -> dict[str, str]:
 
 
 def uv() -> str:
+    """The whole path, as what is started stands in other folders."""
     own = ROOT / "build/tools/bin/uv"
-    return os.environ.get("UV") or (str(own) if own.exists() else "uv")
+    named = os.environ.get("UV") or (own if own.exists() else shutil.which("uv"))
+    return str(pathlib.Path(named).absolute()) if named else ""
 
 
 def commit() -> str:

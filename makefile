@@ -14,7 +14,7 @@ AWS_TOOLS := build/aws
 
 .PHONY: help run tree test soak lint deny bench settings lock smoke clean aws bootstrap function-native \
   layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
-  apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test clients clients.light clients.lock
+  apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test conformance clients clients.light clients.lock
 
 help: ## Show this list
 	@grep -E '^[a-z0-9.-]+:.*## ' makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,12 @@ test: tree aws ## Run all tests
 lint: ## rustfmt and clippy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --bins --features cli/conformance -- -D warnings
+
+conformance: tree ## The MCP conformance suite, in all protocol versions, against this server with the suite's tools
+	@echo "building the server with the suite's tools"
+	@cargo build --quiet -p cli --features conformance --bin conformance-server
+	@UV=$(UV) python3 etc/clients/conformance.py --write
 
 deny: $(TOOLS)/bin/cargo-deny ## Check licences, bans and sources of all dependencies
 	$(TOOLS)/bin/cargo-deny check licenses bans sources

@@ -3,6 +3,9 @@
 //! Rule: what is not declared is not there. A wrong argument is a tool's result, which a model reads; an error of the protocol
 //! is for a client that does not speak it.
 
+#[cfg(feature = "conformance")]
+mod fixtures;
+
 use std::sync::Arc;
 
 use protocol::{ArgumentError, Arguments, CellRequest, ErrorCode, Outcome, OutputEvent, Stream, shortened};
@@ -48,7 +51,10 @@ impl ServerHandler for McpServer {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         only_page(page)?;
-        let mut list = ListToolsResult::with_all_items(self.0.catalogue().to_vec());
+        let tools = self.0.catalogue().to_vec();
+        #[cfg(feature = "conformance")]
+        let tools = [tools, fixtures::tools()].concat();
+        let mut list = ListToolsResult::with_all_items(tools);
         list.meta = meta(&context);
         Ok(list.with_ttl_ms(TOOLS_TTL_MS).with_cache_scope(CacheScope::Public))
     }
@@ -70,6 +76,8 @@ impl ServerHandler for McpServer {
             // These have no use for arguments, and no place for a word about any.
             PACKAGES => reply::of_report(&self.0.list_packages(), true)?,
             ENVIRONMENT => reply::of_report(&self.0.environment(), true)?,
+            #[cfg(feature = "conformance")]
+            name if fixtures::has(name) => self.fixture(name, &context).await?,
             other => {
                 let message = format!(
                     "there is no tool {:?}; there are {EXECUTE}, {INSTALL}, {ENVIRONMENT} and {PACKAGES}",
@@ -105,7 +113,10 @@ impl ServerHandler for McpServer {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let mut result = resources::read(&self.0, &request.uri)?;
+        let read = resources::read(&self.0, &request.uri);
+        #[cfg(feature = "conformance")]
+        let read = fixtures::resource(&request.uri).map_or(read, Ok);
+        let mut result = read?;
         result.meta = meta(&context);
         Ok(result.into())
     }

@@ -11,15 +11,20 @@ import http.server
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import threading
+import tomllib
 import urllib.request
 
 SERVER = "python"  # what the configuration calls this server
 DOOR = os.environ["DOOR"]
 ENVIRONMENT = os.environ["ENVIRONMENT"]
 HOME = os.environ["HOME"]
+BIN = os.path.join(HOME, "bin")
+PATH = f"{BIN}:{os.environ['PATH']}"
 LARGE = 3_000_000
 WORDS = "six times seven is"
 SPIN = os.environ["SPIN_CODE"]
@@ -334,10 +339,24 @@ def watch(what):
         return json.load(answer)
 
 
-def server_entry():
-    """The command, its arguments and its environment, for a configuration file."""
-    command, *arguments = json.loads(os.environ["SERVER_COMMAND"])
-    return command, arguments, json.loads(os.environ["SERVER_ENV"])
+def paste(client, program, environment):
+    """Does what the README tells to do: runs the line of `paste.toml`, with this server's address in it."""
+    put_on_path()
+    with open(os.path.join(os.path.dirname(__file__), "paste.toml"), "rb") as file:
+        line = tomllib.load(file)[client][DOOR]
+    command = shlex.split(line.replace("http://127.0.0.1:8000/lambda/mcp/", os.environ["SERVER_URL"]))
+    subprocess.run([program, *command[1:]], env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=True, timeout=60)
+
+
+def put_on_path():
+    """Makes `code-interpreter` the server to test, with the environment that it wants."""
+    os.makedirs(BIN, exist_ok=True)
+    command = json.loads(os.environ["SERVER_COMMAND"])
+    variables = [f"{name}={value}" for name, value in json.loads(os.environ["SERVER_ENV"]).items()]
+    program = os.path.join(BIN, "code-interpreter")
+    with open(program, "w") as file:
+        file.write(f'#!/bin/sh\nexec env {shlex.join([*variables, command[0]])} "$@"\n')
+    os.chmod(program, 0o755)
 
 
 def run(command, environment, seconds=150):

@@ -3,40 +3,38 @@
 import os
 import subprocess
 
-from agents import DOOR, HOME, SERVER, SPIN, Checks, OpenAi, calls, end, interrupt, run, script, server_entry
+from agents import HOME, PATH, SPIN, Checks, OpenAi, calls, end, interrupt, paste, run, script
 
 CODEX = "codex"
+ENVIRONMENT = {"PATH": PATH, "HOME": HOME, "LANG": "C.UTF-8"}
+MODEL = """model = "script"
+model_provider = "script"
+[model_providers.script]
+name = "script"
+base_url = "{address}/v1"
+wire_api = "responses"
+"""
 
 
 def configure(address):
-    """What a person writes, with a model that is on this machine."""
-    model = f'model = "script"\nmodel_provider = "script"\n[model_providers.script]\nname = "script"\nbase_url = "{address}/v1"\nwire_api = "responses"\n'
-    with open(os.path.join(HOME, "config.toml"), "w") as file:
-        file.write(model + server())
-
-
-def server():
-    if DOOR == "http":
-        return f'[mcp_servers.{SERVER}]\nurl = "{os.environ["SERVER_URL"]}"\ntool_timeout_sec = 150\n'
-    command, arguments, environment = server_entry()
-    variables = "".join(f'{name} = {value!r}\n' for name, value in environment.items())
-    return (f'[mcp_servers.{SERVER}]\ncommand = "{command}"\nargs = {arguments}\ntool_timeout_sec = 150\n'
-            f"[mcp_servers.{SERVER}.env]\n{variables}")
+    os.makedirs(os.path.join(HOME, ".codex"), exist_ok=True)
+    with open(os.path.join(HOME, ".codex", "config.toml"), "w") as file:
+        file.write(MODEL.format(address=address))
+    paste("codex", CODEX, ENVIRONMENT)
 
 
 def main():
-    environment = {"PATH": os.environ["PATH"], "HOME": HOME, "CODEX_HOME": HOME, "LANG": "C.UTF-8"}
     command = [CODEX, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-C", HOME, "go"]
-    version = subprocess.run([CODEX, "--version"], env=environment, capture_output=True, text=True).stdout.split()[-1]
+    version = subprocess.run([CODEX, "--version"], env=ENVIRONMENT, capture_output=True, text=True).stdout.split()[-1]
     checks = Checks("Codex CLI", version)
 
     model = OpenAi(calls())
     configure(model.address)
-    checks.session(model, lambda: run(command, environment))
+    checks.session(model, lambda: run(command, ENVIRONMENT))
 
     model = OpenAi([("cancel", *script(code=SPIN, timeout=90))])
     configure(model.address)
-    agent = interrupt(command, environment)
+    agent = interrupt(command, ENVIRONMENT)
     checks.cancelled("Ctrl-C")
     end(agent)
 

@@ -1,13 +1,10 @@
-"""What Codex, Claude Code and Gemini CLI have in common: a model that is a script on localhost, and what it asks for.
+"""What Codex, Claude Code and Gemini CLI have in common: the calls that their models ask for, and the checks of what comes back.
 
-Rule: a check judges what the model's endpoint is sent, never what the agent shows. `README.md` says how the runner calls
-the three and what they print.
+Rule: a check judges what the model is told, never what the agent shows. `README.md` says how the runner calls the three and what they print.
 """
 
 import base64
 import contextlib
-import dataclasses
-import http.server
 import json
 import os
 import re
@@ -19,7 +16,6 @@ import threading
 import tomllib
 import urllib.request
 
-SERVER = "python"  # what the configuration calls this server
 DOOR = os.environ["DOOR"]
 ENVIRONMENT = os.environ["ENVIRONMENT"]
 HOME = os.environ["HOME"]
@@ -49,191 +45,12 @@ CALLS = [
     ("unknown", "no_such_tool", {}),
     ("unknown", *script(code=f"print('{WORDS}', 6 * 7)")),
     ("timeout", *script(code="import time\ntime.sleep(60)", timeout=1)),
+    ("heartbeat", *script(code=f"import time\ntime.sleep(64)\nprint('{WORDS}', 6 * 7)", timeout=100)),
     ("large", *script(code=f"print('7' * {LARGE})")),
     ("images", *script(code=FIGURES)),
     ("images", *script(code=NOISE)),
 ]
 REQUIREMENTS = ("requirements", *script(code="import humanize\nhumanize.naturalsize(1234567)", requirements=["humanize==4.12.3"]))
-
-
-@dataclasses.dataclass
-class Answer:
-    """What the model reads of one call."""
-
-    text: str
-    images: list
-    failed: bool | None = None  # none where the protocol of the model has no word for it
-
-
-class Model:
-    """Asks for one call after the other, and keeps what comes back. The three protocols are below."""
-
-    def __init__(self, calls):
-        self.calls = calls
-        self.asked = 0
-        self.tools = {}  # what was offered: the server's name of a tool, and how the model calls it
-        self.answers = {}  # by the number of the call
-        self.finished = threading.Event()
-        self.lock = threading.Lock()
-        model = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                self.reply(404, "application/json", b"{}")
-
-            do_HEAD = do_GET
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
-                with model.lock:
-                    kind, reply = model.answer(self.path, body)
-                self.reply(200, kind, reply.encode())
-
-            def reply(self, status, kind, body):
-                with contextlib.suppress(ConnectionError):  # it may have been ended meanwhile
-                    self.send_response(status)
-                    self.send_header("content-type", kind)
-                    self.send_header("content-length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def next_call(self):
-        """The number, name and input of the call to ask for; none when all were made."""
-        if not self.tools or self.asked == len(self.calls):
-            if self.tools:
-                self.finished.set()
-            return None
-        _, tool, arguments = self.calls[self.asked]
-        self.asked += 1
-        own = self.tools["execute_python"]
-        return self.asked - 1, self.tools.get(tool, own.replace("execute_python", tool)), arguments
-
-    def keep(self, number, answer):
-        self.answers.setdefault(number, answer)
-
-    def offered(self, names):
-        """Takes note of the tools: agents write the server's name before a tool's, each in its own way."""
-        for name in names:
-            match = re.fullmatch(rf"(?:mcp_+)?{SERVER}_+(\w+)|(execute_python)", name)
-            if match:
-                self.tools[match[1] or match[2]] = name
-
-
-class OpenAi(Model):
-    """The Responses API, as Codex speaks it: a server is a namespace."""
-
-    def answer(self, _, body):
-        for namespace in body.get("tools", []):
-            if namespace.get("name") == f"mcp__{SERVER}":
-                self.namespace = namespace["name"]
-                self.tools.update((tool["name"], tool["name"]) for tool in namespace["tools"])
-        for item in body.get("input", []):
-            if item.get("type") == "function_call_output" and item["call_id"].startswith("call_"):
-                output = item["output"]
-                parts = [{"text": output}] if isinstance(output, str) else output
-                text = "".join(part.get("text", "") for part in parts)
-                images = [part["image_url"].split(",", 1)[1] for part in parts if "image_url" in part]
-                self.keep(int(item["call_id"][5:]), Answer(text, images))
-        call = self.next_call()
-        if call:
-            item = {"type": "function_call", "id": f"fc_{call[0]}", "call_id": f"call_{call[0]}", "name": call[1],
-                    "namespace": self.namespace, "arguments": json.dumps(call[2])}
-        else:
-            content = [{"type": "output_text", "text": "done", "annotations": []}]
-            item = {"type": "message", "role": "assistant", "id": "m", "content": content}
-        usage = {"input_tokens": 1, "input_tokens_details": None, "output_tokens": 1, "output_tokens_details": None, "total_tokens": 2}
-        events = [
-            {"type": "response.created", "response": {"id": "r"}},
-            {"type": "response.output_item.done", "item": item, "output_index": 0},
-            {"type": "response.completed", "response": {"id": "r", "output": [item], "usage": usage}},
-        ]
-        return "text/event-stream", named_events(events)
-
-
-class Anthropic(Model):
-    """The Messages API."""
-
-    def answer(self, path, body):
-        if "count_tokens" in path:
-            return "application/json", '{"input_tokens": 10}'
-        offered = [tool.get("name", "") for tool in body.get("tools") or []]
-        self.offered(offered)
-        blocks = [block for message in body.get("messages", []) if isinstance(message["content"], list) for block in message["content"]]
-        for block in blocks:
-            if block.get("type") == "tool_result" and block["tool_use_id"].startswith("toolu_"):
-                content = block.get("content", "")
-                parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-                text = "".join(part["text"] for part in parts if part["type"] == "text")
-                images = [part["source"]["data"] for part in parts if part["type"] == "image"]
-                self.keep(int(block["tool_use_id"][6:]), Answer(text, images, bool(block.get("is_error"))))
-        # It asks other things by the way, without these tools.
-        call = self.next_call() if self.tools.get("execute_python") in offered else None
-        if call:
-            block = {"type": "tool_use", "id": f"toolu_{call[0]}", "name": call[1], "input": {}}
-            delta = {"type": "input_json_delta", "partial_json": json.dumps(call[2])}
-        else:
-            block, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": "done"}
-        message = {"id": "msg_1", "type": "message", "role": "assistant", "model": body.get("model"), "content": [],
-                   "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
-        reason = {"stop_reason": "tool_use" if call else "end_turn", "stop_sequence": None}
-        if not body.get("stream"):
-            whole = {**block, "input": call[2]} if call else {"type": "text", "text": "done"}
-            return "application/json", json.dumps({**message, **reason, "content": [whole]})
-        events = [
-            {"type": "message_start", "message": message},
-            {"type": "content_block_start", "index": 0, "content_block": block},
-            {"type": "content_block_delta", "index": 0, "delta": delta},
-            {"type": "content_block_stop", "index": 0},
-            {"type": "message_delta", "delta": reason, "usage": {"output_tokens": 1}},
-            {"type": "message_stop"},
-        ]
-        return "text/event-stream", named_events(events)
-
-
-class Gemini(Model):
-    """generateContent. Answers have no number: the nth is the nth call's."""
-
-    def answer(self, path, body):
-        if "countTokens" in path:
-            return "application/json", '{"totalTokens": 10}'
-        offered = [function["name"] for tool in body.get("tools", []) for function in tool.get("functionDeclarations", [])]
-        self.offered(offered)
-        number = -1
-        for part in (part for content in body.get("contents", []) for part in content.get("parts", [])):
-            response = part.get("functionResponse")
-            if response:
-                number += 1
-                inner = response["response"]
-                self.keep(number, Answer(json.dumps(inner, ensure_ascii=False), [], "error" in inner))
-                parts = response.get("parts", [])
-            else:
-                parts = [part] if number >= 0 else []
-            for data in (inner["inlineData"]["data"] for inner in parts if "inlineData" in inner):
-                images = self.answers[number].images
-                if data not in images:
-                    images.append(data)
-        call = self.next_call() if self.tools.get("execute_python") in offered else None
-        as_json = body.get("generationConfig", {}).get("responseMimeType") == "application/json"
-        part = {"functionCall": {"name": call[1], "args": call[2]}} if call else {"text": "{}" if as_json else "done"}
-        answer = json.dumps({
-            "candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP", "index": 0}],
-            "usageMetadata": {"promptTokenCount": 1, "candidatesTokenCount": 1, "totalTokenCount": 2},
-            "modelVersion": "script",
-        })
-        return ("text/event-stream", f"data: {answer}\n\n") if "stream" in path else ("application/json", answer)
-
-
-def named_events(events):
-    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
 
 
 class Checks:
@@ -256,16 +73,79 @@ class Checks:
                 self.say(check, False, f"the model got {len(model.answers)} of {len(model.calls)} answers; {said[-200:]}")
             else:
                 self.say(check, *globals()[f"judge_{check}"](*answers))
-        for check in ("progress", "heartbeat"):
-            self.say(check, None, "the model is not told")
+        self.say("progress", None, "no word of it to the model")
         if os.environ.get("OFFLINE"):
             self.say("requirements", None, "no package index")
 
-    def cancelled(self, how):
-        """Says how long the code ran on after it was cancelled."""
+    def cancelled(self, model, agent, stop, go_on):
+        """One session: a call that never ends is stopped as a person does it, and the next one is answered."""
+        agent.await_code()
+        stop()
         seconds = watch("gone")["seconds"]
-        ok = seconds is not None and seconds <= 1
-        self.say("cancel", ok, f"{how}: " + ("it runs on" if seconds is None else f"gone after {seconds} s"))
+        gone = "it runs on" if seconds is None else f"gone after {seconds} s"
+        self.say("cancel", seconds is not None and seconds <= 1, gone)
+        go_on()
+        model.finished.wait(30)
+        after = list(model.answers.values())[-1:]
+        self.say("after cancel", bool(after) and judge_print(*after)[0], "the next call of the session is answered")
+        agent.end()
+
+
+class Agent:
+    """A running agent that is spoken to in lines of JSON."""
+
+    def __init__(self, command, environment):
+        self.process = subprocess.Popen(command, env=environment, cwd=HOME, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        self.asked, self.answers, self.came = 0, {}, threading.Condition()
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                message = json.loads(line)
+                if "id" in message and "method" not in message:
+                    with self.came:
+                        self.answers[message["id"]] = message
+                        self.came.notify_all()
+
+    def tell(self, message):
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def begin(self, method, params):
+        """Asks, and gives the number that the answer will have."""
+        self.asked += 1
+        self.tell({"jsonrpc": "2.0", "id": self.asked, "method": method, "params": params})
+        return self.asked
+
+    def answer(self, number):
+        with self.came:
+            if not self.came.wait_for(lambda: number in self.answers, 60):
+                self.end()
+                raise SystemExit(f"request {number} has no answer")
+            return self.answers[number].get("result")
+
+    def ask(self, method, params):
+        return self.answer(self.begin(method, params))
+
+    def await_code(self):
+        if not watch("busy")["busy"]:
+            self.end()
+            raise SystemExit("the code to cancel was never run")
+
+    def end(self):
+        """Says that nothing more will come, and ends it when that is not understood."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+# What a model asks for in a session that is interrupted.
+INTERRUPTED = [("cancel", *script(code=SPIN, timeout=100)), ("after cancel", *script(code=f"print('{WORDS}', 6 * 7)"))]
 
 
 def calls():
@@ -306,6 +186,9 @@ def judge_unknown(unknown, after):
 
 def judge_requirements(answer):
     return "1.2 MB" in answer.text and not answer.failed, answer.text
+
+
+judge_heartbeat = judge_print
 
 
 def judge_timeout(answer):
@@ -359,31 +242,7 @@ def put_on_path():
     os.chmod(program, 0o755)
 
 
-def run(command, environment, seconds=150):
+def run(command, environment, seconds=300):
     """Runs an agent to its end; what it wrote."""
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
     return done.stdout + done.stderr
-
-
-def interrupt(command, environment):
-    """Starts an agent whose call never ends, and does what Ctrl-C does as soon as the code runs; the agent, which ends."""
-    agent = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL, start_new_session=True)
-    await_code(agent)
-    os.killpg(agent.pid, signal.SIGINT)
-    return agent
-
-
-def await_code(agent):
-    if not watch("busy")["busy"]:
-        agent.kill()
-        raise SystemExit("the code to cancel was never run")
-
-
-def end(agent):
-    """Waits for its end, and makes one when it does not come."""
-    try:
-        agent.wait(20)
-    except subprocess.TimeoutExpired:
-        agent.kill()
-        agent.wait()

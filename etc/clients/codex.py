@@ -3,7 +3,8 @@
 import os
 import subprocess
 
-from agents import HOME, PATH, SPIN, Checks, OpenAi, calls, end, interrupt, paste, run, script
+from agents import HOME, INTERRUPTED, PATH, Agent, Checks, calls, paste, run
+from models import OpenAi
 
 CODEX = "codex"
 ENVIRONMENT = {"PATH": PATH, "HOME": HOME, "LANG": "C.UTF-8"}
@@ -32,11 +33,19 @@ def main():
     configure(model.address)
     checks.session(model, lambda: run(command, ENVIRONMENT))
 
-    model = OpenAi([("cancel", *script(code=SPIN, timeout=90))])
+    # What the programs with a window speak, and Escape in the terminal too.
+    model = OpenAi(INTERRUPTED)
     configure(model.address)
-    agent = interrupt(command, ENVIRONMENT)
-    checks.cancelled("Ctrl-C")
-    end(agent)
+    agent = Agent([CODEX, "app-server"], ENVIRONMENT)
+    agent.ask("initialize", {"clientInfo": {"name": "script", "version": "1"}})
+    agent.tell({"method": "initialized"})
+    thread = agent.ask("thread/start", {"cwd": HOME, "approvalPolicy": "never", "sandbox": "danger-full-access"})["thread"]["id"]
+
+    def turn(text):
+        return agent.ask("turn/start", {"threadId": thread, "input": [{"type": "text", "text": text}]})["turn"]["id"]
+
+    first = turn("go")
+    checks.cancelled(model, agent, lambda: agent.ask("turn/interrupt", {"threadId": thread, "turnId": first}), lambda: turn("go on"))
 
 
 main()

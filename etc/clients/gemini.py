@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 
-from agents import HOME, PATH, SPIN, Checks, Gemini, calls, end, interrupt, paste, run, script
+from agents import HOME, INTERRUPTED, PATH, Agent, Checks, calls, paste, run
+from models import Gemini
 
 GEMINI = "gemini"
+OPTIONS = ["--skip-trust", "--approval-mode", "yolo", "--model", "gemini-2.5-flash"]
 SETTINGS = {
     "security": {"auth": {"selectedType": "gemini-api-key"}},
     "privacy": {"usageStatisticsEnabled": False},
@@ -25,17 +27,29 @@ def main():
     os.makedirs(os.path.join(HOME, ".gemini"), exist_ok=True)
     with open(os.path.join(HOME, ".gemini", "settings.json"), "w") as file:
         json.dump(SETTINGS, file)
-    command = [GEMINI, "--skip-trust", "--approval-mode", "yolo", "--model", "gemini-2.5-flash", "--prompt", "go"]
     model = Gemini(calls())
     paste("gemini", GEMINI, environment(model))
     said = subprocess.run([GEMINI, "--version"], env=environment(model), capture_output=True, text=True).stdout
     checks = Checks("Gemini CLI", said.split()[-1])
-    checks.session(model, lambda: run(command, environment(model)))
+    checks.session(model, lambda: run([GEMINI, *OPTIONS, "--prompt", "go"], environment(model)))
 
-    model = Gemini([("cancel", *script(code=SPIN, timeout=90))])
-    agent = interrupt(command, environment(model))
-    checks.cancelled("Ctrl-C")
-    end(agent)
+    # What editors speak.
+    model = Gemini(INTERRUPTED)
+    agent = Agent([GEMINI, "--acp", *OPTIONS], environment(model))
+    agent.ask("initialize", {"protocolVersion": 1, "clientCapabilities": {}})
+    agent.ask("authenticate", {"methodId": "gemini-api-key"})
+    session = agent.ask("session/new", {"cwd": HOME, "mcpServers": []})["sessionId"]
+
+    def turn(text):
+        return agent.begin("session/prompt", {"sessionId": session, "prompt": [{"type": "text", "text": text}]})
+
+    first = turn("go")
+
+    def stop():
+        agent.tell({"jsonrpc": "2.0", "method": "session/cancel", "params": {"sessionId": session}})
+        agent.answer(first)
+
+    checks.cancelled(model, agent, stop, lambda: turn("go on"))
 
 
 main()

@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 
 pub(crate) const INITIALIZE: &str = "initialize";
 pub(crate) const CALL: &str = "tools/call";
+/// In the `_meta` of a message whose protocol has no handshake.
+const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 /// Checks params without a tool's arguments; `params` are the members of `text`.
 ///
@@ -23,7 +25,11 @@ pub(crate) fn check(method: &str, text: Option<&RawValue>, params: Option<&Membe
     if let Some(meta) = member("_meta") {
         readable::<Option<RequestMetaObject>>("params._meta", meta)?;
     }
+    let has_handshake =
+        !member("_meta").and_then(|meta| Members::read(meta.get()).ok()).is_some_and(|meta| meta.get(VERSION).is_some());
     match method {
+        // No method there, which rmcp says.
+        INITIALIZE if !has_handshake => Ok(()),
         INITIALIZE => {
             required("params.protocolVersion", "a string such as 2025-11-25", "a string", member("protocolVersion"))?;
             let capabilities = required("params.capabilities", "an object", "an object", member("capabilities"))?;

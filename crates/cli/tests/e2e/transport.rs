@@ -459,6 +459,18 @@ async fn a_wrong_message_is_answered_by_its_id_and_field() {
     assert_eq!((&last_event(&text)["id"], &outcome(&last_event(&text))["result"]), (&json!(1), &json!("2")));
 }
 
+/// It was refused for the params that the older ones want of it.
+#[tokio::test]
+async fn a_protocol_without_a_handshake_has_no_initialize() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core")]);
+    let newest = "2026-07-28";
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": newest, "io.modelcontextprotocol/clientCapabilities": {}});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"_meta": meta}});
+    let headers = [JSON, ("mcp-protocol-version", newest), ("mcp-method", "initialize")];
+    let (status, text) = server.request("POST", "/mcp", &headers, body.to_string()).await;
+    assert_eq!((status, &last_event(&text)["error"]["code"]), (404, &json!(-32601)), "{text}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_a_body_is_the_fault_of_its_client() {
     let server = Server::start();

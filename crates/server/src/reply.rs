@@ -44,9 +44,10 @@ pub enum StructuredContent {
     Never,
 }
 
-/// How many bytes a result may have. `begun`: events have been sent already.
+/// How many bytes a result may have. `begun`: progress was told already, so that over HTTP the answer is an event too.
 pub(crate) fn room(context: &RequestContext<RoleServer>, begun: bool) -> usize {
-    if begun || InEvents::of(context) { room_of_event(&context.id) } else { usize::MAX }
+    let over_http = context.extensions.get::<http::request::Parts>().is_some();
+    if over_http && begun || InEvents::of(context) { room_of_event(&context.id) } else { usize::MAX }
 }
 
 fn room_of_event(id: &RequestId) -> usize {

@@ -320,6 +320,23 @@ fn who_asks_for_progress_hears_of_a_silent_call_and_of_one_that_waits() {
     client.end();
 }
 
+/// It was cut to what is read of an event, which there are none of here.
+#[test]
+fn an_answer_is_whole_after_progress() {
+    let mut client = Client::introduced(&[("MAX_OUTPUT_BYTES", "4194304")]);
+    client.say(with_token(call(1, "print('on', flush=True)\nprint('a' * 2_000_000)")));
+    let mut notes = 0;
+    let answer = loop {
+        let heard = client.hear();
+        if heard["id"] == 1 {
+            break heard;
+        }
+        notes += 1;
+    };
+    assert!(notes > 0);
+    assert_eq!(told(&answer)["stdout"].as_str().map(str::len), Some(2_000_004));
+}
+
 #[tokio::test]
 async fn a_silent_call_is_told_of_over_http_too() {
     let server = Server::start();

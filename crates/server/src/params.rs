@@ -26,7 +26,7 @@ pub(crate) fn check(method: &str, text: Option<&RawValue>, params: Option<&Membe
         readable::<Option<RequestMetaObject>>("params._meta", meta)?;
     }
     let has_handshake =
-        !member("_meta").and_then(|meta| Members::read(meta.get()).ok()).is_some_and(|meta| meta.get(VERSION).is_some());
+        member("_meta").and_then(|meta| Members::read(meta.get()).ok()).is_none_or(|meta| meta.get(VERSION).is_none());
     match method {
         // No method there, which rmcp says.
         INITIALIZE if !has_handshake => Ok(()),

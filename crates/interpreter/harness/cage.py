@@ -36,11 +36,13 @@ class Cage:
         self._landlock_scopes_signals = config["landlock_scopes_signals"]
         self._own_mount_rights, self._proc_file_rights = config["own_mount_rights"], config["proc_file_rights"]
         self.held = {}
+        self._zygote_is_closed = False
 
     def close_zygote(self):
-        """For this process, which only forks from here on, and every kernel it forks."""
-        if self._programs:
+        """For this process, which only forks from here on, and every kernel and zygote it forks."""
+        if self._programs and not self._zygote_is_closed:
             self._hold("seccomp", linux.install_seccomp(self._programs))
+            self._zygote_is_closed = True
 
     def close_kernel(self, ruleset, own_user):
         """Locks this process in. `own_user`: whether no other kernel is the same user."""

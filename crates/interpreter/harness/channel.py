@@ -10,7 +10,7 @@ import struct
 import threading
 from json import dumps, loads
 
-HANDOVER, READY, STDOUT, STDERR, IMAGE, REPORT, END, SYNC = b"H", b"R", b"O", b"E", b"I", b"V", b"Z", b"S"
+HANDOVER, READY, BEGUN, STDOUT, STDERR, IMAGE, REPORT, END, SYNC = b"H", b"R", b"B", b"O", b"E", b"I", b"V", b"Z", b"S"
 
 _HEADER = struct.Struct("<cI")
 _LENGTH = struct.Struct("<I")

@@ -15,7 +15,7 @@ import harness_cell as cell
 import harness_linux as linux
 import harness_namespaces as namespaces
 from harness_cage import drop_user
-from harness_channel import END, READY, REPORT, Channel
+from harness_channel import BEGUN, END, READY, REPORT, Channel
 from harness_figures import Figures
 from harness_policy import Restricted
 from harness_streams import Output
@@ -41,7 +41,7 @@ class _Muted:
 
 
 def main(job_fds, cage, parent, spawn, kernel_warm):
-    """Never returns."""
+    """Never returns. `parent`: the zygote, where nothing but its end would end this process with the server."""
     try:
         _serve(job_fds, cage, parent, spawn, kernel_warm)
     except BaseException:
@@ -84,6 +84,7 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
         namespace["input_data"] = job["input_data"]
     process = os.getpid()
     policy = Restricted(job["authorized_imports"]) if job["authorized_imports"] is not None else None
+    channel.send(BEGUN)
     report = cell.run_cell(job["code"], namespace, figures, output, policy)
     if os.getpid() != process:  # a fork made by the cell came out of it: it is not the kernel
         os._exit(0)
@@ -158,7 +159,8 @@ def _confine(cage, parent, spawn, ruleset_fd, channel):
     if uid is not None:
         drop_user(uid)
     # After the change of user, which undoes the first and the third.
-    linux.die_with_parent(parent)
+    if parent is not None:
+        linux.die_with_parent(parent)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, _MAX_FDS)

@@ -156,12 +156,21 @@ def enter(flags, view):
         raise OSError(refused, "the namespaces could be used in a trial and can't be now")
 
 
+def before_zygote():
+    """The next fork makes a process of the holder's PID namespace, whatever the one before was for."""
+    if _own_pid_namespace is None:
+        return
+    refused = linux.setns(_own_pid_namespace, _NEW_PID)
+    if refused:
+        raise OSError(refused, "the holder's PID namespace is refused")
+
+
 def before_kernel():
     """The next fork makes the first process of a new PID namespace."""
     if _own_pid_namespace is None:
         return
-    # Without the first step the second is refused after the first kernel.
-    refused = linux.setns(_own_pid_namespace, _NEW_PID) or linux.unshare(_NEW_PID)
+    before_zygote()  # the next step is refused after the first kernel without it
+    refused = linux.unshare(_NEW_PID)
     if refused:
         raise OSError(refused, "a kernel's PID namespace is refused")
 

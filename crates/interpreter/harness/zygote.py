@@ -1,7 +1,9 @@
-"""The zygotes: one warm process for each stage of the stack, forked from one another, each forking kernels on demand.
+"""The holder, and the zygotes: one warm process for each stage of the stack.
 
-Rule: a zygote never sees user code, has one thread, and does nothing but fork, reap and report. A kernel is forked
-from the smallest stage that has what its code imports, because the price of a fork follows the size of the process."""
+Rule: none of them ever sees user code, each has one thread, and does nothing but fork, reap and report. The holder is the
+first process of the namespaces, if there are any: it imports nothing, so that it outlives every zygote. A zygote is forked
+from that of the stage before it, or from the holder, and each is replaced alone. A kernel is forked from the smallest
+stage that has what its code imports, because the price of a fork follows the size of the process."""
 
 import builtins
 import gc
@@ -21,6 +23,7 @@ import harness_namespaces as namespaces
 from harness_cage import Cage
 
 _DESCRIPTORS_OF_A_KERNEL = 5  # the last one, a rule set, only where there is Landlock
+_MAX_REASON = 4000
 
 
 def main(config):
@@ -52,27 +55,38 @@ def main(config):
     if config["ruleset_fd"] is not None:
         os.close(config["ruleset_fd"])
     _prepare_interpreter(config)
-    stages = config["stages"]
-    for index, stage in enumerate(stages):
-        control = socket.socket(fileno=stage["control_fd"])
-        missing = _import_all(stage["imports"])
-        _warm(stage["zygote_warm"])
-        gc.collect()
-        gc.freeze()
-        following = os.fork() if index + 1 < len(stages) else None
-        if following == 0:
-            linux.die_with_parent(_parent_of_fork)
-            control.close()
-            continue
-        for later in stages[index + 1 :]:
-            os.close(later["control_fd"])
+    _freeze()
+    control = socket.socket(fileno=config["control_fd"])
+    try:
+        _announce(control, holder=held, heir=heir)
+        _serve(control, cage, "")
+    except ConnectionError:  # the supervisor has ended
+        os._exit(0)
+
+
+def _be_zygote(control, cage, stages):
+    """In a process that was forked for it: imports what the stages have that its parent has not. Never returns."""
+    try:
+        missing = []
+        for stage in stages:
+            missing += _import_all(control, stage["imports"])
+            _warm(stage["warm"])
+        _freeze()
         cage.close_zygote()
-        try:
-            seen = None if namespaces.in_use() else following
-            _announce(control, ready=stage["name"], missing=missing, held=held, heir=heir, following=seen)
-            _serve(control, cage, stage["kernel_warm"])
-        except ConnectionError:  # the supervisor has ended
-            os._exit(0)
+        _announce(control, ready=stages[-1]["name"], missing=missing)
+        _serve(control, cage, stages[-1]["kernel_warm"])
+    except ConnectionError:
+        os._exit(0)
+    except BaseException as error:  # a library can raise whatever it likes while it is imported
+        name, message = type(error).__name__, str(error)
+        control.send(_message(broken=f"{name}: {message[:_MAX_REASON]}"))
+        os._exit(1)
+
+
+def _freeze():
+    """What is here now is never looked at again by the garbage collector, which would copy its pages."""
+    gc.collect()
+    gc.freeze()
 
 
 def _close_memory():
@@ -105,7 +119,7 @@ def _heir_of_orphans():
 
 
 def _announce(control, **message):
-    """Says that a stage is ready, with a handle on this process."""
+    """Says that this process serves, with a handle on it."""
     _send_with_handle(control, os.getpid(), message)
 
 
@@ -158,12 +172,14 @@ def _remember_parent():
     _parent_of_fork = os.getpid()
 
 
-def _import_all(names):
+def _import_all(control, names):
+    """Gives what the tree does not have; anything else that goes wrong is raised."""
     missing = []
     for name in names:
+        control.send(_message(importing=name))  # the last word of a process that a library ends
         try:
             __import__(name)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             missing.append(f"{name}: {error}")
     return missing
 
@@ -181,37 +197,51 @@ def _warm(source):
 
 def _serve(control, cage, kernel_warm):
     children = {}
-    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
     poll = select.poll()
     poll.register(control, select.POLLIN)
-    poll.register(wake_read, select.POLLIN)
+    poll.register(wake[0], select.POLLIN)
     while True:
         for fd, _ in poll.poll():
-            if fd == wake_read:
-                os.read(wake_read, 4096)
+            if fd == wake[0]:
+                os.read(fd, 4096)
                 _reap(control, children)
-            else:
-                data, fds, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS_OF_A_KERNEL)
-                if not data:
-                    os._exit(0)
-                _spawn(control, cage, json.loads(data), fds, children, kernel_warm)
+                continue
+            data, fds, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS_OF_A_KERNEL)
+            if not data:
+                os._exit(0)
+            request = json.loads(data)
+            if not _fork(control, request, fds, children):
+                continue
+            if "stages" not in request:
+                kernel.main(fds, cage, None if namespaces.in_use() else _parent_of_fork, request, kernel_warm)
+            signal.set_wakeup_fd(-1)
+            control.close()
+            _close_all(wake)
+            if not namespaces.in_use():
+                linux.die_with_parent(_parent_of_fork)
+            _be_zygote(socket.socket(fileno=fds[0]), cage, request["stages"])
 
 
-def _spawn(control, cage, spawn, fds, children, kernel_warm):
+def _fork(control, request, fds, children):
+    """True in the child."""
     try:
-        namespaces.before_kernel()
+        if "stages" in request:
+            namespaces.before_zygote()
+        else:
+            namespaces.before_kernel()
         pid = os.fork()
     except OSError as error:
         _close_all(fds)
-        control.send(_message(failed=spawn["id"], reason=str(error)))
-        return
-    if pid == 0:
-        kernel.main(fds, cage, 0 if namespaces.in_use() else _parent_of_fork, spawn, kernel_warm)
-    _close_all(fds)
-    children[pid] = spawn["id"]
-    _send_with_handle(control, pid, {"spawned": spawn["id"]})
+        control.send(_message(failed=request["id"], reason=str(error)))
+        return False
+    if pid:
+        _close_all(fds)
+        children[pid] = request["id"]
+        _send_with_handle(control, pid, {"spawned": request["id"]})
+    return pid == 0
 
 
 def _reap(control, children):

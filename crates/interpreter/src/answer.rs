@@ -2,6 +2,7 @@
 //!
 //! Rule: how a run ended is what the supervisor saw; what the kernel said of itself only fills in the words.
 
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome};
@@ -14,10 +15,24 @@ use crate::run::{Ending, Finished};
 /// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
 const MAX_TEXT: usize = 65_000;
 const MAX_WARNINGS: usize = 100;
+/// With what a kernel exits whose harness has failed: as in `kernel.py`.
+const HARNESS_FAULT: i32 = 70;
+
+/// The answer to a call that a fault of ours keeps from running.
+pub(crate) fn fault(what: &str) -> Outcome {
+    Outcome::refused(ErrorCode::Internal, fault_error(what).message)
+}
+
+/// A fault of ours, told by a number under which the log has it.
+fn fault_error(what: &str) -> ExecutionError {
+    let id = format!("{:08x}", RandomState::new().hash_one(what) >> 32);
+    tracing::error!(fault = id, "{what}");
+    plain_error(ErrorCode::Internal, ErrorCode::Internal.as_str(), format!("{what} (fault {id} in the server's log)"))
+}
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
 pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, report, stdout, stderr, images, images_dropped, files, elapsed } = finished;
+    let Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed } = finished;
     let limits = &request.limits;
     let (stdout, stdout_bytes) = stdout.finish();
     let (mut stderr, stderr_bytes) = stderr.finish();
@@ -60,12 +75,18 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
                 (Some(plain_error(ErrorCode::Exited, "SystemExit", format!("the code exited with {code}"))), i32::from(code))
             }
         },
+        // A word of the kernel's own: code that runs can't take it back.
+        Ending::Died(Some(HARNESS_FAULT)) if !begun => {
+            tracing::error!(stderr = std::mem::take(&mut stderr), "a kernel could not begin with the code");
+            (Some(fault_error("the interpreter failed before it came to the code")), 1)
+        }
+        Ending::Died(None) => (Some(fault_error("the process of the code was lost")), 1),
         Ending::Died(Some(status)) if status >= 0 => {
             let message = format!("the process exited with {status} before the code had ended");
             (Some(plain_error(ErrorCode::Exited, "exit", message)), status)
         }
-        Ending::Died(status) => {
-            let signal = status.map_or(9, i32::abs);
+        Ending::Died(Some(status)) => {
+            let signal = status.abs();
             let name = signal_name(signal);
             stderr = without_harness_frames(&stderr);
             (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
@@ -130,7 +151,7 @@ fn plain_error(code: ErrorCode, kind: &str, message: String) -> ExecutionError {
 }
 
 /// Names of signals that end a process by its own doing.
-fn signal_name(signal: i32) -> String {
+pub(crate) fn signal_name(signal: i32) -> String {
     let name = match signal {
         4 => "SIGILL",
         5 => "SIGTRAP",

@@ -21,6 +21,8 @@ pub(crate) struct Collected<'a> {
     images_left: usize,
     pub(crate) images_dropped: usize,
     pub(crate) report: Option<Report>,
+    /// Whether the code was begun with.
+    pub(crate) begun: bool,
     /// Everything that came, whatever became of it, in bytes.
     received: u64,
     on_output: &'a mut (dyn FnMut(OutputEvent<'_>) + Send),
@@ -45,6 +47,7 @@ impl<'a> Collected<'a> {
             images_left: limits.images_bytes,
             images_dropped: 0,
             report: None,
+            begun: false,
             received: 0,
             on_output,
         }
@@ -67,6 +70,7 @@ impl<'a> Collected<'a> {
     pub(crate) fn frame(&mut self, frame: Frame) -> Asked {
         self.received += frames::HEADER as u64;
         match frame {
+            Frame::Begun => self.begun = true,
             Frame::Stdout(text) => self.text(Stream::Stdout, &text),
             Frame::Stderr(text) => self.text(Stream::Stderr, &text),
             Frame::Image(payload) => self.image(&payload),

@@ -4,24 +4,28 @@ mod supply;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::process::Child;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{Allowed, Cgroup, Landlock, Pidfd, Protection, Reaper};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
 
-use crate::answer::outcome;
+use crate::answer;
 use crate::isolation::{self, Isolation};
+use crate::kernel::Kernel;
 use crate::pool::{Pool, Pools};
 use crate::run::Ending;
 use crate::stage::{self, Preload, STAGES};
+use crate::stages::{self, Process, Stages, State};
 use crate::state_dir::{self, StateDir};
 use crate::status::{EngineStatus, StageStatus};
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
-use crate::zygote::{Family, FamilyConfig, Held, StageState};
+use crate::zygote::{Held, Holder, HolderConfig, Zygote};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -35,8 +39,8 @@ const SHARED_MEMORY_BYTES: u64 = 256 << 20;
 const MORE_USERS: usize = 64;
 /// How long the end of the engine may take.
 const END_PATIENCE: Duration = Duration::from_secs(1);
-/// After a family died: a broken tree must not be tried in a tight loop.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// A holder that has served so long was sound: its end says nothing about the next one's.
+const STEADY: Duration = Duration::from_secs(10);
 
 const SIGKILL: i32 = 9;
 
@@ -94,9 +98,37 @@ pub enum EngineError {
 /// The engine. Dropping it ends every process it started.
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
-    /// Closed when the thread that keeps the zygotes has ended.
+    /// Dropped to tell the thread that keeps the holder that it is to end.
+    stop: Option<mpsc::Sender<()>>,
+    /// Closed when that thread has ended.
     keeper: Mutex<mpsc::Receiver<()>>,
 }
+
+/// A kernel for a call that may run now.
+struct Admitted<'a> {
+    _permit: SemaphorePermit<'a>,
+    kernel: Kernel,
+    stage: usize,
+}
+
+/// Why a call gets no kernel.
+enum Refused {
+    Full,
+    NoKernel(String),
+    NotInTime,
+}
+
+/// Counts a call that waits.
+struct Queued<'a>(&'a AtomicUsize);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The stages above the holder that serves now.
+type WarmStages = Option<Arc<Stages<Zygote>>>;
 
 pub(crate) struct Inner {
     config: EngineConfig,
@@ -112,16 +144,18 @@ pub(crate) struct Inner {
     /// What was promised to the first caller; a family that holds less runs nothing.
     held_at_first: OnceLock<Held>,
     reaper: Arc<Reaper>,
-    family: RwLock<Option<Arc<Family>>>,
-    zygote: Mutex<Option<Pidfd>>,
-    generation: watch::Sender<u64>,
+    stages: watch::Sender<WarmStages>,
+    /// Times that a zygote, or the holder, was started again.
+    restarts: Arc<AtomicU64>,
+    /// The holder's process, or the stub around it.
+    holder: Mutex<Option<Pidfd>>,
     pub(crate) pools: Pools,
     permits: Semaphore,
     queued: AtomicUsize,
     pub(crate) next_id: AtomicU64,
     /// Changes when kernels that are on their way must not be used any more.
-    pub(crate) epoch: AtomicU64,
-    stopping: AtomicBool,
+    pub(crate) epoch: watch::Sender<u64>,
+    stopping: CancellationToken,
     users: Arc<KernelUsers>,
     user_threads: AtomicU32,
     cores: usize,
@@ -136,12 +170,12 @@ impl Engine {
     /// When there is no tree, or the interpreter in it does not start.
     pub async fn start(config: EngineConfig) -> Result<Self, EngineError> {
         let engine = Self::start_in_background(config)?;
-        let ready = tokio::time::timeout(START_PATIENCE, engine.inner.link(0)).await;
-        if ready.is_err() {
-            let reason = engine.inner.failure.read().unwrap_or_else(PoisonError::into_inner).clone();
-            return Err(EngineError::NoZygote(reason.unwrap_or_else(|| "see its messages above".to_owned())));
-        }
-        Ok(engine)
+        let reason = match tokio::time::timeout(START_PATIENCE, engine.inner.usable(0)).await {
+            Ok(Ok(_)) => return Ok(engine),
+            Ok(Err(reason)) => Some(reason),
+            Err(_) => engine.inner.failure.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        };
+        Err(EngineError::NoZygote(reason.unwrap_or_else(|| "see its messages above".to_owned())))
     }
 
     /// Starts the zygotes and does not wait for them: a door can open before the interpreter is up.
@@ -159,15 +193,15 @@ impl Engine {
             .map_err(system("taking the users that calls run as"))?;
         let inner = Arc::new(Inner {
             reaper: Arc::new(Reaper::new(protection.subreaper)),
-            family: RwLock::new(None),
-            zygote: Mutex::new(None),
-            generation: watch::Sender::new(0),
+            stages: watch::Sender::new(None),
+            restarts: Arc::default(),
+            holder: Mutex::new(None),
             pools: (0..stages).map(|_| Arc::new(Pool::new(config.spares))).collect(),
             permits: Semaphore::new(config.max_concurrency),
             queued: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
-            epoch: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
+            epoch: watch::Sender::new(0),
+            stopping: CancellationToken::new(),
             users: Arc::new(users),
             cgroup: RwLock::new(None),
             bounds: Mutex::default(),
@@ -192,35 +226,34 @@ impl Engine {
         let runtime = tokio::runtime::Handle::current();
         let weak = Arc::downgrade(&inner);
         let (keeps, keeper) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel();
         std::thread::Builder::new()
-            .name("zygote".to_owned())
+            .name("holder".to_owned())
             .spawn(move || {
-                keep_family(&weak, &runtime);
+                keep_holder(&weak, &runtime, &stopped);
                 drop(keeps);
             })
-            .map_err(system("starting the zygote's thread"))?;
-        Ok(Self { inner, keeper: Mutex::new(keeper) })
+            .map_err(system("starting the holder's thread"))?;
+        Ok(Self { inner, stop: Some(stop), keeper: Mutex::new(keeper) })
     }
 
     /// Runs one cell in a kernel of its own. `on_output` hears output while the cell runs. Dropping the future kills
     /// the run.
     pub async fn run(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
         let inner = &self.inner;
-        let patience = request.deadline.map_or(KERNEL_PATIENCE, |deadline| {
-            KERNEL_PATIENCE.min(deadline.saturating_duration_since(std::time::Instant::now()))
-        });
-        let Some(_permit) = inner.permit().await else {
-            return Outcome::refused(
-                ErrorCode::Busy,
-                format!("{} calls run and {} wait; try again later", inner.config.max_concurrency, inner.config.max_queue),
-            );
-        };
         // What takes the stack's place goes into an interpreter that has imported nothing of it.
         let separate = request.packages.as_ref().is_some_and(|packages| packages.separate);
         let stage = if separate { 0 } else { stage::stage_for(&request.code).min(inner.pools.len() - 1) };
-        let taken = tokio::time::timeout(patience, inner.pools[stage].take(|| Inner::refill(inner, stage))).await;
-        let Ok(kernel) = taken else {
-            return Outcome::refused(ErrorCode::Internal, "no kernel could be started; see the server's log");
+        let latest = request
+            .deadline
+            .map_or(KERNEL_PATIENCE, |deadline| KERNEL_PATIENCE.min(deadline.saturating_duration_since(Instant::now())));
+        let admitted = match tokio::time::timeout(latest, Inner::admit(inner, stage)).await {
+            Ok(admitted) => admitted,
+            Err(_) => Err(Refused::NotInTime),
+        };
+        let Admitted { _permit, kernel, stage } = match admitted {
+            Ok(admitted) => admitted,
+            Err(refused) => return inner.refused(refused),
         };
         let _running = Inner::refill_later(inner, stage);
         let kills_before = inner.out_of_memory_kills.load(Ordering::Relaxed);
@@ -228,25 +261,22 @@ impl Engine {
         if matches!(finished.ending, Ending::Died(Some(status)) if status == -SIGKILL) && inner.memory_ran_out(kills_before) {
             finished.ending = Ending::Killed(ErrorCode::MemoryLimit);
         }
-        outcome(finished, request)
+        answer::outcome(finished, request)
     }
 
     /// How the engine stands.
     pub fn status(&self) -> EngineStatus {
         let inner = &self.inner;
-        let family = inner.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (mut held, mut orphans_go_to) = (None, None);
+        let warm = inner.stages.borrow().clone();
+        let facts = warm.as_ref().and_then(|warm| warm.holder().facts().cloned());
         let stages = (0..inner.pools.len()).map(|index| {
-            let (state, missing) = match family.as_ref().map(|family| family.links[index].state()) {
-                Some(StageState::Ready { missing, held: tried, heir, .. }) => {
-                    held = Some(inner.held(tried));
-                    orphans_go_to = heir;
-                    ("ready", missing)
-                }
-                Some(StageState::Starting) => ("starting", Vec::new()),
-                Some(StageState::Dead) | None => ("dead", Vec::new()),
+            let (state, missing, reason) = match warm.as_ref().map(|warm| warm.state(index)) {
+                Some(State::Ready(zygote)) => ("ready", zygote.missing(), None),
+                Some(State::Starting) => ("starting", Vec::new(), None),
+                Some(State::Failed(reason)) => ("failed", Vec::new(), Some(reason)),
+                None => ("dead", Vec::new(), None),
             };
-            StageStatus { name: STAGES[index].name, state, spares: inner.pools[index].ready(), missing }
+            StageStatus { name: STAGES[index].name, state, spares: inner.pools[index].ready(), missing, reason }
         });
         EngineStatus {
             python_version: inner.tree.python_version(),
@@ -254,21 +284,21 @@ impl Engine {
             running: inner.config.max_concurrency - inner.permits.available_permits(),
             queued: inner.queued.load(Ordering::Relaxed),
             max_concurrency: inner.config.max_concurrency,
-            restarts: inner.generation.borrow().saturating_sub(1),
+            restarts: inner.restarts.load(Ordering::Relaxed),
             supervisor_non_dumpable: inner.protection.non_dumpable,
             supervisor_subreaper: inner.protection.subreaper,
             allowed: inner.config.allowed,
             disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
-            held,
+            held: facts.as_ref().map(|facts| inner.held(facts.held.clone())),
             quarantined: inner.state_dir.quarantined.load(Ordering::Relaxed),
-            heir: orphans_go_to,
+            heir: facts.and_then(|facts| facts.heir),
         }
     }
 
-    /// Comes back when the bare interpreter is up, and so what each layer came to is known.
+    /// Comes back when the bare interpreter is up, and so what each layer came to is known; or can't be had.
     pub async fn started(&self) {
-        self.inner.link(0).await;
+        let _ = self.inner.usable(0).await;
     }
 
     /// The folder that keeps kernels of other users from the tree or from their directories.
@@ -305,25 +335,64 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.stopping.cancel();
+        self.stop = None;
         for pool in &self.inner.pools {
             pool.clear();
         }
-        *self.inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
-        if let Some(zygote) = self.inner.zygote.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            zygote.kill();
+        self.inner.stages.send_replace(None);
+        if let Some(holder) = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            holder.kill();
         }
         // Its control group can only be removed when it has gone.
         let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(END_PATIENCE);
     }
 }
 
-/// Starts a family, waits for its end, starts the next. Runs on a thread of its own, the parent of all zygotes.
-fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
-    while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
-        let config = FamilyConfig {
+/// Starts a holder, waits for its end, starts the next. Runs on a thread of its own, the parent of all holders.
+fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle, stopped: &mpsc::Receiver<()>) {
+    let mut pauses = stages::pauses();
+    while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.is_cancelled()) {
+        let started = Instant::now();
+        match Inner::start_holder(&inner, runtime) {
+            Ok((mut child, cgroup)) => {
+                let (reaper, restarts) = (inner.reaper.clone(), inner.restarts.clone());
+                drop(inner);
+                let status = child.wait();
+                reaper.release(i32::try_from(child.id()).unwrap_or(0));
+                reaper.forget_zygotes();
+                if let Some(inner) = engine.upgrade() {
+                    *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    inner.stages.send_replace(None);
+                    let _context = runtime.enter();
+                    inner.pools.iter().for_each(|pool| pool.clear());
+                    if !inner.stopping.is_cancelled() {
+                        restarts.fetch_add(1, Ordering::Relaxed);
+                        tracing::warn!(?status, "the holder of the zygotes ended; another is started");
+                    }
+                }
+                drop(cgroup);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the interpreter could not be started");
+                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+        }
+        if started.elapsed() > STEADY {
+            pauses = stages::pauses();
+        }
+        // Also the end of the engine ends the pause.
+        if stopped.recv_timeout(pauses.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+impl Inner {
+    /// Starts a holder, and above it the stages.
+    fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Child, Option<Arc<Cgroup>>)> {
+        let config = HolderConfig {
             tree: &inner.tree,
-            stages: inner.pools.len(),
             probe_user: inner.users.any(),
             shared_memory_bytes: inner.config.limits.memory_bytes.min(SHARED_MEMORY_BYTES),
             reaper: &inner.reaper,
@@ -331,53 +400,126 @@ fn keep_family(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle) {
             isolation: &inner.isolation,
             inherits_orphans: inner.protection.subreaper,
         };
-        let (family, mut child) = match Family::start(&config, runtime) {
-            Ok(started) => started,
-            Err(error) => {
-                tracing::error!(%error, "the zygote could not be started");
-                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-                std::thread::park_timeout(RESTART_PAUSE);
-                continue;
-            }
-        };
+        let Holder { zygote, child } = Holder::start(&config, runtime)?;
         let pid = i32::try_from(child.id()).unwrap_or(0);
-        *inner.zygote.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
+        *inner.holder.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
         // While Python still starts, and so before it forks anything.
-        let cgroup = inner.cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
+        let cgroup = inner.make_cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
         *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = cgroup.as_ref().ok().cloned();
         inner.out_of_memory_kills.store(0, Ordering::Relaxed);
         *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
             cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
-        *inner.family.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(family));
-        inner.generation.send_modify(|generation| *generation += 1);
-        let context = runtime.enter();
-        for stage in 0..inner.pools.len() {
-            Inner::refill(&inner, stage);
-        }
-        drop(context);
-        let reaper = inner.reaper.clone();
-        drop(inner);
-        let status = child.wait();
-        reaper.release(pid);
-        reaper.forget_zygotes();
-        if let Some(inner) = engine.upgrade() {
-            *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        drop(cgroup);
-        let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) else { return };
-        tracing::warn!(?status, "the zygote ended; starting another");
-        *inner.family.write().unwrap_or_else(PoisonError::into_inner) = None;
         let _context = runtime.enter();
-        for pool in &inner.pools {
-            pool.clear();
-        }
-        std::thread::park_timeout(RESTART_PAUSE);
+        tokio::spawn(Self::open(Arc::downgrade(inner), zygote));
+        Ok((child, cgroup.ok()))
     }
-}
 
-impl Inner {
+    /// Opens the stages as soon as the holder serves, and keeps them for as long as it does.
+    async fn open(engine: Weak<Self>, holder: Arc<Zygote>) {
+        let served = tokio::time::timeout(START_PATIENCE, holder.serving()).await;
+        let Some(inner) = engine.upgrade() else { return holder.end() };
+        if let Ok(Err(reason)) | Err(reason) =
+            served.map_err(|_| format!("it did not serve within {} s", START_PATIENCE.as_secs()))
+        {
+            *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            return holder.end();
+        }
+        inner.reaper.know_zygotes(holder.pid());
+        if let Some(heir) = holder.facts().and_then(|facts| facts.heir) {
+            inner.reaper.orphans_go_to(heir);
+        }
+        let stages = Arc::new(Stages::new(holder.clone(), inner.pools.len(), inner.restarts.clone()));
+        inner.stages.send_replace(Some(stages.clone()));
+        for index in 0..inner.pools.len() {
+            let (engine, stages, holder, stopping) = (engine.clone(), stages.clone(), holder.clone(), inner.stopping.clone());
+            tokio::spawn(async move {
+                let refill = || {
+                    if let Some(inner) = engine.upgrade() {
+                        Self::refill(&inner, index);
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => {}
+                    _ = holder.ended() => stages.end(),
+                    () = stages.keep(index, STAGES[index].name, refill) => {}
+                }
+            });
+        }
+    }
+
+    /// The highest stage up to this one that serves.
+    async fn usable(&self, stage: usize) -> Result<usize, String> {
+        let mut changes = self.stages.subscribe();
+        loop {
+            let serving = changes.borrow_and_update().clone();
+            let usable = async {
+                match &serving {
+                    Some(stages) => stages.usable(stage).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                found = usable => return found.map(|(stage, _)| stage),
+                changed = changes.changed() => changed.map_err(|_| "the engine has ended")?,
+            }
+        }
+    }
+
+    /// A kernel, and the permit to use it. While the stage is being started, no permit is held: others need none of it.
+    async fn admit(inner: &Arc<Self>, wanted: usize) -> Result<Admitted<'_>, Refused> {
+        let mut queued = None;
+        loop {
+            if inner.stages.borrow().as_ref().is_none_or(|stages| stages.is_starting(wanted)) {
+                inner.queue(&mut queued)?;
+            }
+            let stage = inner.usable(wanted).await.map_err(Refused::NoKernel)?;
+            let permit = match inner.permits.try_acquire() {
+                Ok(permit) => permit,
+                Err(_) => {
+                    inner.queue(&mut queued)?;
+                    inner.permits.acquire().await.map_err(|_| Refused::NotInTime)?
+                }
+            };
+            let Some(stages) = inner.stages.borrow().clone() else { continue };
+            tokio::select! {
+                biased;
+                kernel = inner.pools[stage].take(|| Self::refill(inner, stage)) => {
+                    return kernel.map(|kernel| Admitted { _permit: permit, kernel, stage }).map_err(Refused::NoKernel);
+                }
+                () = stages.leaves(stage) => {}
+                _ = stages.holder().ended() => {}
+            }
+        }
+    }
+
+    /// A place among the calls that wait, unless all are taken.
+    fn queue<'a>(&'a self, place: &mut Option<Queued<'a>>) -> Result<(), Refused> {
+        if place.is_none() {
+            let before = self.queued.fetch_add(1, Ordering::Relaxed);
+            let queued = Queued(&self.queued);
+            if before >= self.config.max_queue {
+                return Err(Refused::Full);
+            }
+            *place = Some(queued);
+        }
+        Ok(())
+    }
+
+    /// What becomes of a call that gets no kernel.
+    fn refused(&self, refused: Refused) -> Outcome {
+        match refused {
+            Refused::Full => {
+                let (runs, waits) = (self.config.max_concurrency, self.config.max_queue);
+                Outcome::refused(ErrorCode::Busy, format!("{runs} calls run and {waits} wait; try again later"))
+            }
+            Refused::NoKernel(reason) => answer::fault(&format!("no process could be started for the code: {reason}")),
+            Refused::NotInTime => answer::fault("no process could be had for the code in the time of the call"),
+        }
+    }
+
     /// The group around all kernels: room for every call at its limits, and for what is warm.
-    fn cgroup(&self) -> std::io::Result<Cgroup> {
+    fn make_cgroup(&self) -> std::io::Result<Cgroup> {
         if !self.isolation.is_on("cgroup") {
             return Err(std::io::Error::from_raw_os_error(isolation::ENOSYS));
         }
@@ -403,24 +545,5 @@ impl Inner {
             held.insert("cgroup".to_owned(), refused);
         }
         held
-    }
-
-    /// A permit to run, unless the queue is full.
-    async fn permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        struct Queued<'a>(&'a AtomicUsize);
-        impl Drop for Queued<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        if let Ok(permit) = self.permits.try_acquire() {
-            return Some(permit);
-        }
-        let place = self.queued.fetch_add(1, Ordering::Relaxed);
-        let _queued = Queued(&self.queued);
-        if place >= self.config.max_queue {
-            return None;
-        }
-        self.permits.acquire().await.ok()
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Frame {
     Handover,
     /// The kernel can take a job.
     Ready,
+    /// The next thing that runs is the code: until here all that went wrong was ours.
+    Begun,
     /// Text for stdout.
     Stdout(Bytes),
     /// Text for stderr.
@@ -73,7 +75,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
     };
     let length = u32::from_le_bytes(*length) as usize;
     let longest = if b"VZ".contains(&kind) { MAX_REPORT } else { MAX_PAYLOAD };
-    if length > longest || !b"HROEIVZS".contains(&kind) {
+    if length > longest || !b"HRBOEIVZS".contains(&kind) {
         return Err(BrokenFraming);
     }
     if buffer.len() < HEADER + length {
@@ -85,6 +87,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
     Ok(Some(match kind {
         b'H' => Frame::Handover,
         b'R' => Frame::Ready,
+        b'B' => Frame::Begun,
         b'O' => Frame::Stdout(payload),
         b'E' => Frame::Stderr(payload),
         b'I' => Frame::Image(payload),

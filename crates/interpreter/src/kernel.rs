@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::collected::Collected;
 use crate::frames::{self, Frame};
 use crate::home::Home;
+use crate::pool::Spare;
 
 /// Size of the memory in which a kernel keeps output it has not sent: as in `streams.py`.
 pub(crate) const SHARED_SIZE: u64 = 1 << 16;
@@ -87,6 +88,14 @@ impl Drop for Kernel {
     }
 }
 
+impl Spare for Kernel {
+    fn is_alive(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let mut fds = [PollFd::new(self.death.get_ref(), PollFlags::IN)];
+        matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+}
+
 impl Kernel {
     /// Takes charge of a kernel its zygote has just forked.
     pub(crate) fn new(
@@ -151,13 +160,6 @@ impl Kernel {
                 return false;
             }
         }
-    }
-
-    /// False when the kernel died while it waited.
-    pub(crate) fn is_alive(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec};
-        let mut fds = [PollFd::new(self.death.get_ref(), PollFlags::IN)];
-        matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
     pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {

@@ -18,6 +18,7 @@ mod pool;
 mod purge;
 mod run;
 mod stage;
+mod stages;
 mod state_dir;
 mod status;
 mod tree;

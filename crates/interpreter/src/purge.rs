@@ -32,7 +32,7 @@ impl Engine {
         }
         // In this order: a kernel of the new epoch has a directory that stays.
         let horizon = inner.next_id.load(Ordering::Acquire);
-        inner.epoch.fetch_add(1, Ordering::AcqRel);
+        inner.epoch.send_modify(|epoch| *epoch += 1);
         for pool in &inner.pools {
             pool.clear();
         }

@@ -16,6 +16,7 @@ use crate::collected::{Asked, Collected};
 use crate::files::Files;
 use crate::frames::{self, Report};
 use crate::kernel::{Kernel, clear};
+use crate::pool::Spare;
 use crate::watch::Watch;
 
 /// How long the zygote may take to report a dead kernel's status.
@@ -29,7 +30,7 @@ const ROUNDS_AT_ONCE: usize = 64;
 pub(crate) enum Ending {
     /// The end frame came.
     Ended,
-    /// The process ended without one: an exit code, or a negative signal number.
+    /// The process ended without one: an exit code, or a negative signal number; none where nobody could tell any more.
     Died(Option<i32>),
     /// It was killed for this reason.
     Killed(ErrorCode),
@@ -40,6 +41,8 @@ pub(crate) enum Ending {
 /// What a run left.
 pub(crate) struct Finished {
     pub(crate) ending: Ending,
+    /// Whether the code was begun with, by the kernel's word.
+    pub(crate) begun: bool,
     /// What the kernel said of the code, if it came to its end.
     pub(crate) report: Option<Report>,
     pub(crate) stdout: Captured,
@@ -95,8 +98,8 @@ impl Kernel {
             *status = tokio::time::timeout(STATUS_PATIENCE, &mut self.exited).await.ok().and_then(Result::ok);
         }
         let files = self.take_files(&limits).await;
-        let Collected { stdout, stderr, images, images_dropped, report, .. } = collected;
-        Finished { ending, report, stdout, stderr, images, images_dropped, files, elapsed }
+        let Collected { stdout, stderr, images, images_dropped, report, begun, .. } = collected;
+        Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed }
     }
 
     /// Reads what comes until the cell ends, dies, or meets a limit. The clock and the watch are polled before the reader, and

@@ -4,7 +4,8 @@
 //! time, never correctness: what is not preloaded is imported when the code asks for it.
 
 use memchr::memmem;
-use serde_json::{Value, json};
+
+use crate::zygote::StageWork;
 
 /// One warm process: what it has imported on top of the stage before.
 pub(crate) struct Stage {
@@ -114,15 +115,16 @@ fn mentions(code: &str, word: &str) -> bool {
         .any(|at| !is_name(at.checked_sub(1).and_then(|before| bytes.get(before))) && !is_name(bytes.get(at + word.len())))
 }
 
-/// What the zygotes are told about the stages.
-pub(crate) fn describe(count: usize, first_control: i32) -> Value {
-    let stages = STAGES.iter().take(count).zip(first_control..).map(|(stage, control_fd)| {
-        json!({
-            "name": stage.name, "imports": stage.imports, "control_fd": control_fd,
-            "zygote_warm": stage.zygote_warm, "kernel_warm": stage.kernel_warm,
-        })
-    });
-    Value::Array(stages.collect())
+/// What a zygote of a stage does when it is forked from that of stage `from`, or from the holder.
+pub(crate) fn work(from: Option<usize>, stage: usize) -> Vec<StageWork> {
+    let own = &STAGES[from.map_or(0, |from| from + 1)..=stage];
+    let work = |stage: &Stage| StageWork {
+        name: stage.name,
+        imports: stage.imports,
+        warm: stage.zygote_warm,
+        kernel_warm: stage.kernel_warm,
+    };
+    own.iter().map(work).collect()
 }
 
 #[cfg(test)]

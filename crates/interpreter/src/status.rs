@@ -46,10 +46,13 @@ pub struct EngineStatus {
 pub struct StageStatus {
     /// Its name.
     pub name: &'static str,
-    /// `starting`, `ready` or `dead`.
+    /// `starting`, `ready`, `failed` (it can't import what it has to), or `dead` (there is no interpreter).
     pub state: &'static str,
     /// Kernels that wait for a cell.
     pub spares: usize,
     /// Modules that could not be imported, and why.
     pub missing: Vec<String>,
+    /// Why it has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

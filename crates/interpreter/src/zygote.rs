@@ -1,62 +1,54 @@
-//! One family of zygotes: the root process, and a control socket to each stage forked from it.
+//! The supervisor's side of the holder and the zygotes.
 //!
-//! Rule: a family lives and dies as one. When its root ends, every kernel of it has ended, and a new family is started.
+//! Rule: each of them may end at any moment, and whoever waits for it hears of that. Where there are PID namespaces, a
+//! zygote that ends takes nothing with it: its kernels go on below the holder, and its stage alone is started anew. The end
+//! of the holder is the end of all.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+mod start;
+mod wire;
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use sandbox::{ChildDescriptor, ControlSocket, KernelDescriptors, Landlock, Pidfd, Reaper};
-use serde::Deserialize;
-use serde_json::json;
+use sandbox::{Birth, ControlSocket, KernelDescriptors, Pidfd, Reaper};
+use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::PythonTree;
-use crate::isolation::Isolation;
+pub(crate) use self::start::{Holder, HolderConfig};
+pub use self::wire::Held;
+pub(crate) use self::wire::{ForkKernel, StageWork};
+use self::wire::{ForkZygote, Message, Request, handle};
+use crate::answer::signal_name;
 use crate::stage;
-use crate::tree::MATPLOTLIB;
+use crate::stages;
 
-const BOOTSTRAP: &str = include_str!("../harness/bootstrap.py");
-const MODULES: [(&str, &str); 16] = [
-    ("harness_zygote", include_str!("../harness/zygote.py")),
-    ("harness_cage", include_str!("../harness/cage.py")),
-    ("harness_namespaces", include_str!("../harness/namespaces.py")),
-    ("harness_kernel", include_str!("../harness/kernel.py")),
-    ("harness_cell", include_str!("../harness/cell.py")),
-    ("harness_policy_rules", include_str!("../harness/policy_rules.py")),
-    ("harness_policy_pandas", include_str!("../harness/policy_pandas.py")),
-    ("harness_policy_guards", include_str!("../harness/policy_guards.py")),
-    ("harness_policy_hook", include_str!("../harness/policy_hook.py")),
-    ("harness_policy", include_str!("../harness/policy.py")),
-    ("harness_streams", include_str!("../harness/streams.py")),
-    ("harness_smaller", include_str!("../harness/smaller.py")),
-    ("harness_figures", include_str!("../harness/figures.py")),
-    ("harness_values", include_str!("../harness/values.py")),
-    ("harness_channel", include_str!("../harness/channel.py")),
-    ("harness_linux", include_str!("../harness/linux.py")),
-];
-/// The harness finds its sources on this descriptor, and its control sockets on those that follow.
-const SOURCES_FD: i32 = 3;
+/// How long a process may take from being asked for to being announced: other code may have stopped who forks it.
+const FORK_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the status of a zygote that has ended may take.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How a stage stands.
+/// How a process that serves stands.
 #[derive(Clone, Debug)]
-pub(crate) enum StageState {
-    /// Still importing.
+enum State {
     Starting,
-    /// Forks kernels.
-    /// `heir`: who inherits orphans, where it had to be found out. `processes`: its id, and, outside of PID namespaces, that of
-    /// the stage after it, which it has forked.
-    Ready { missing: Vec<String>, held: Held, heir: Option<i32>, baseline_bytes: u64, processes: Vec<i32> },
-    /// Gone.
-    Dead,
+    Serving,
+    /// It does no more, and why.
+    Ended(String),
 }
 
-/// What the kernel granted when the zygote tried its layers: for each the errno, 0 where it held.
-pub type Held = BTreeMap<String, i32>;
+/// What the holder has found out about the machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) held: Held,
+    /// Who inherits orphans, where it had to be found out.
+    pub(crate) heir: Option<i32>,
+}
 
-/// A kernel as its zygote announces it.
+/// A process as who forked it announces it.
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) handle: Pidfd,
@@ -64,43 +56,75 @@ pub(crate) struct Spawned {
     pub(crate) exited: oneshot::Receiver<i32>,
 }
 
-/// A process, and the clock tick after boot at which it was started: instead of a descriptor, where the kernel refuses it.
-type Number = (i32, u64);
-
-/// The handle that came with a message: the first of its descriptors, or a number.
-fn handle(number: Option<Number>, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Pidfd> {
-    match number {
-        Some((pid, started)) => Some(Pidfd::of_number(pid, started)),
-        None => fds.next().map(Pidfd::new),
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Message {
-    Ready { ready: String, missing: Vec<String>, held: Held, heir: Option<i32>, following: Option<i32>, number: Option<Number> },
-    Spawned { spawned: u64, number: Option<Number> },
-    Exited { exited: u64, status: i32 },
-    Failed { failed: u64, reason: String },
-}
-
 struct Waiting {
     started: Option<oneshot::Sender<Result<(i32, Pidfd), String>>>,
     exited: Option<oneshot::Sender<i32>>,
 }
 
-/// The supervisor's side of one stage.
-pub(crate) struct Link {
+/// The holder, or the zygote of one stage.
+pub(crate) struct Zygote {
     control: AsyncFd<ControlSocket>,
-    state: watch::Sender<StageState>,
+    /// How many processes it was asked for.
+    requests: AtomicU64,
+    state: watch::Sender<State>,
     waiting: Mutex<HashMap<u64, Waiting>>,
-    /// The process, once it is ready.
+    /// The process, once it is known.
     process: OnceLock<Pidfd>,
+    pid: OnceLock<i32>,
+    facts: OnceLock<Facts>,
+    missing: OnceLock<Vec<String>>,
+    /// What it was importing last.
+    importing: Mutex<String>,
+    /// What its kernels share with it, in bytes.
+    baseline_bytes: OnceLock<u64>,
+    /// Where it must be known, because kernels are not contained.
+    reaper: Arc<Reaper>,
 }
 
-impl Link {
+impl Zygote {
+    fn new(control: ControlSocket, reaper: Arc<Reaper>) -> std::io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            control: sandbox::watched(control)?,
+            requests: AtomicU64::new(0),
+            state: watch::Sender::new(State::Starting),
+            waiting: Mutex::default(),
+            process: OnceLock::new(),
+            pid: OnceLock::new(),
+            facts: OnceLock::new(),
+            missing: OnceLock::new(),
+            importing: Mutex::default(),
+            baseline_bytes: OnceLock::new(),
+            reaper,
+        }))
+    }
+
     /// Asks for a kernel.
-    pub(crate) async fn spawn(&self, id: u64, request: &[u8], descriptors: &KernelDescriptors) -> Result<Spawned, String> {
+    pub(crate) async fn fork_kernel(&self, request: &ForkKernel<'_>, descriptors: &KernelDescriptors) -> Result<Spawned, String> {
+        self.fork(request, &descriptors.borrow()).await
+    }
+
+    /// What it does not have of what it should have imported.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        self.missing.get().cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn baseline_bytes(&self) -> u64 {
+        self.baseline_bytes.get().copied().unwrap_or_default()
+    }
+
+    /// Its id, once it is known.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.pid.get().copied()
+    }
+
+    /// What the holder has found out, once it serves.
+    pub(crate) fn facts(&self) -> Option<&Facts> {
+        self.facts.get()
+    }
+
+    async fn fork<T: Serialize>(&self, of: &T, descriptors: &[BorrowedFd<'_>]) -> Result<Spawned, String> {
+        let id = self.requests.fetch_add(1, Ordering::Relaxed);
+        let request = serde_json::to_vec(&Request { id, of }).map_err(|error| error.to_string())?;
         let (started, announced) = oneshot::channel();
         let (exit, exited) = oneshot::channel();
         self.waiting().insert(id, Waiting { started: Some(started), exited: Some(exit) });
@@ -109,7 +133,7 @@ impl Link {
             process.resume();
         }
         loop {
-            match self.control.get_ref().send(request, &descriptors.borrow()) {
+            match self.control.get_ref().send(&request, descriptors) {
                 Ok(()) => break,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     let mut guard = self.control.writable().await.map_err(|error| error.to_string())?;
@@ -121,30 +145,12 @@ impl Link {
                 }
             }
         }
-        let (pid, handle) = announced.await.map_err(|_| "the zygote died".to_owned())??;
+        let announced = tokio::time::timeout(FORK_PATIENCE, announced).await.map_err(|_| "it was not forked in time")?;
+        let (pid, handle) = announced.map_err(|_| "the zygote died".to_owned())??;
         Ok(Spawned { pid, handle, exited })
     }
 
-    /// Waits until the stage has imported what it has to; false when it died.
-    pub(crate) async fn ready(&self) -> bool {
-        let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| !matches!(state, StageState::Starting)).await;
-        matches!(state.as_deref(), Ok(StageState::Ready { .. }))
-    }
-
-    pub(crate) fn state(&self) -> StageState {
-        self.state.borrow().clone()
-    }
-
-    /// Ends the stage: at once when it is known, else when it has imported its libraries and finds nobody there.
-    fn end(&self) {
-        self.control.get_ref().close();
-        if let Some(process) = self.process.get() {
-            process.kill();
-        }
-    }
-
-    /// Routes what the zygote says, until it has gone.
+    /// Routes what the process says, until it has gone. From then on it can't be asked for anything.
     async fn listen(&self) {
         loop {
             match self.control.get_ref().receive() {
@@ -164,27 +170,55 @@ impl Link {
                 Err(_) => break,
             }
         }
-        self.state.send_replace(StageState::Dead);
+        // In this order: whoever is not on the list when it is cleared finds the socket closed.
+        self.control.get_ref().close();
         self.waiting().clear();
+    }
+
+    /// Takes note that the process has ended, with this exit code or by the signal of this negative number.
+    fn has_ended(&self, status: Option<i32>) {
+        let importing = self.importing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let how = match status {
+            Some(status) if status < 0 => format!("was ended by {}", signal_name(-status)),
+            Some(status) => format!("exited with {status}"),
+            None => "ended".to_owned(),
+        };
+        self.state.send_if_modified(|state| {
+            let reason = match state {
+                State::Ended(_) => return false,
+                State::Starting if !importing.is_empty() => format!("its process {how} while it imported {importing}"),
+                _ => format!("its process {how}"),
+            };
+            *state = State::Ended(reason);
+            true
+        });
     }
 
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         match serde_json::from_slice(message) {
-            Ok(Message::Ready { ready, missing, held, heir, following, number }) => {
-                let process = handle(number, &mut fds);
-                let pid = process.as_ref().and_then(Pidfd::pid);
-                if let Some(process) = process {
-                    let _ = self.process.set(process);
-                }
-                let baseline_bytes = pid.map_or(0, sandbox::memory_of);
-                let processes = pid.into_iter().chain(following).collect();
-                tracing::debug!(stage = ready, ?missing, ?held, "stage is ready");
-                self.state.send_replace(StageState::Ready { missing, held, heir, baseline_bytes, processes });
+            Ok(Message::Holder { holder, heir, number }) => {
+                self.is_known(handle(number, &mut fds));
+                tracing::debug!(held = ?holder, "the holder serves");
+                let _ = self.facts.set(Facts { held: holder, heir });
+                self.state.send_replace(State::Serving);
+            }
+            Ok(Message::Ready { ready, missing, number }) => {
+                self.is_known(handle(number, &mut fds));
+                tracing::debug!(stage = ready, ?missing, "a zygote serves");
+                let _ = self.baseline_bytes.set(self.pid().map_or(0, sandbox::memory_of));
+                let _ = self.missing.set(missing);
+                self.state.send_replace(State::Serving);
+            }
+            Ok(Message::Importing { importing }) => {
+                *self.importing.lock().unwrap_or_else(PoisonError::into_inner) = importing;
+            }
+            Ok(Message::Broken { broken }) => {
+                self.state.send_replace(State::Ended(broken));
             }
             Ok(Message::Spawned { spawned, number }) => {
-                let kernel = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
-                self.announce(spawned, kernel.ok_or_else(|| "it ended at once".to_owned()));
+                let process = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
+                self.announce(spawned, process.ok_or_else(|| "it ended at once".to_owned()));
             }
             Ok(Message::Failed { failed, reason }) => self.announce(failed, Err(format!("the zygote could not fork: {reason}"))),
             Ok(Message::Exited { exited, status }) => {
@@ -193,6 +227,15 @@ impl Link {
                 }
             }
             Err(error) => tracing::error!(%error, "the zygote sent something that is no message"),
+        }
+    }
+
+    fn is_known(&self, process: Option<Pidfd>) {
+        if let Some(process) = process {
+            if let Some(pid) = process.pid() {
+                let _ = self.pid.set(pid);
+            }
+            let _ = self.process.set(process);
         }
     }
 
@@ -213,128 +256,57 @@ impl Link {
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A running family.
-pub(crate) struct Family {
-    pub(crate) links: Vec<Arc<Link>>,
-}
-
-/// What a family is started with.
-pub(crate) struct FamilyConfig<'a> {
-    pub(crate) tree: &'a PythonTree,
-    pub(crate) stages: usize,
-    /// Tried in a throw-away child: whether kernels can run as this user.
-    pub(crate) probe_user: Option<u32>,
-    pub(crate) isolation: &'a Isolation,
-    /// What a kernel may keep in a `/dev/shm` of its own.
-    pub(crate) shared_memory_bytes: u64,
-    /// Whether the supervisor inherits orphans.
-    pub(crate) inherits_orphans: bool,
-    pub(crate) state_dir: &'a std::path::Path,
-    /// Must know of the child from its first moment.
-    pub(crate) reaper: &'a Reaper,
-}
-
-impl Family {
-    /// Starts the root zygote. The calling thread must live as long as the child: Linux ties the child's parent-death
-    /// signal to the thread that made it.
-    pub(crate) fn start(config: &FamilyConfig<'_>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Self, Child)> {
-        let first_control = SOURCES_FD + 1;
-        let sources = MODULES.iter().copied().collect::<HashMap<_, _>>();
-        let ruleset =
-            config.isolation.landlock.as_ref().ok().map(|landlock| landlock.ruleset(config.state_dir, false)).transpose()?;
-        let ruleset_fd = first_control + i32::try_from(config.stages).unwrap_or(0);
-        let landlock = config.isolation.landlock.as_ref().ok();
-        let of_landlock = |rights: fn(&Landlock) -> u64| landlock.map_or(0, rights);
-        let start = json!({
-            "sources": sources,
-            "config": {
-                "supervisor": sandbox::process_id(),
-                "site": config.tree.site(),
-                "matplotlib": config.state_dir.join(MATPLOTLIB),
-                "state_directory": config.state_dir,
-                "visible": config.isolation.visible,
-                "shared_memory_bytes": config.shared_memory_bytes,
-                "probe_user": config.probe_user,
-                "find_heir": !config.inherits_orphans,
-                "namespaces": config.isolation.is_on("namespaces"),
-                "seccomp": config.isolation.seccomp,
-                "proc_file_rights": of_landlock(Landlock::proc_file_rights),
-                "own_mount_rights": {
-                    "/proc": of_landlock(Landlock::proc_rights), "/dev/shm": of_landlock(Landlock::shared_memory_rights),
-                },
-                "landlock_scopes_signals": config.isolation.landlock.as_ref().is_ok_and(Landlock::scopes_signals),
-                "ruleset_fd": ruleset.is_some().then_some(ruleset_fd),
-                "allow_network": config.isolation.allowed.network,
-                "allow_subprocess": config.isolation.allowed.subprocess,
-                "stages": stage::describe(config.stages, first_control),
-            },
-        });
-        let mut descriptors =
-            vec![ChildDescriptor { fd: sandbox::memory_file(start.to_string().as_bytes())?, number: SOURCES_FD }];
-        descriptors.extend(ruleset.map(|fd| ChildDescriptor { fd, number: ruleset_fd }));
-        let mut links = Vec::new();
-        for number in (first_control..).take(config.stages) {
-            let (ours, theirs) = ControlSocket::pair()?;
-            descriptors.push(ChildDescriptor { fd: theirs, number });
-            let _context = runtime.enter();
-            let control = sandbox::watched(ours)?;
-            links.push(Arc::new(Link {
-                control,
-                state: watch::Sender::new(StageState::Starting),
-                waiting: Mutex::default(),
-                process: OnceLock::new(),
-            }));
-        }
-        let mut command = Command::new(config.tree.python());
-        command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
-        // Everything forked from it bears this name: what a killed server leaves running is found by it.
-        command.arg(config.state_dir);
-        let child = config.reaper.start(|| {
-            let child = sandbox::spawn(command, &environment(config.tree), descriptors)?;
-            let pid = i32::try_from(child.id()).unwrap_or(0);
-            Ok((child, pid))
-        })?;
-        let root = Arc::new(i32::try_from(child.id()).ok().and_then(Pidfd::open));
-        for link in &links {
-            let (link, family, root) = (link.clone(), links.clone(), root.clone());
-            runtime.spawn(async move {
-                link.listen().await;
-                // One that was killed alone takes the others with it: the next family is whole.
-                for link in &family {
-                    link.end();
-                }
-                if let Some(root) = &*root {
-                    root.kill();
-                }
-            });
-        }
-        Ok((Self { links }, child))
+    fn birth(&self) -> Birth {
+        self.reaper.birth()
     }
 }
 
-/// Everything user code finds in its environment, built from nothing. HOME and TMPDIR are set for each kernel.
-fn environment(tree: &PythonTree) -> [(&'static str, String); 14] {
-    let one = || "1".to_owned();
-    [
-        ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
-        ("HOME", "/nonexistent".to_owned()),
-        // Who asks for a name finds one, though no such user need be in any list.
-        ("USER", "sandbox".to_owned()),
-        ("LOGNAME", "sandbox".to_owned()),
-        ("LANG", "C.UTF-8".to_owned()),
-        ("TZ", "UTC".to_owned()),
-        ("MPLBACKEND", "Agg".to_owned()),
-        ("MPLCONFIGDIR", tree.matplotlib().display().to_string()),
-        // Threads made before a fork are lost in the child: libgomp then waits for them for ever.
-        ("OMP_NUM_THREADS", one()),
-        ("OPENBLAS_NUM_THREADS", one()),
-        // loky starts new interpreters and asks /dev/shm for semaphores; threads do without either.
-        ("JOBLIB_MULTIPROCESSING", "0".to_owned()),
-        ("PYTHONDONTWRITEBYTECODE", one()),
-        ("PYTHONNOUSERSITE", one()),
-        // numpy reads it: huge pages make every fork copy more when the child writes.
-        ("NUMPY_MADVISE_HUGEPAGE", "0".to_owned()),
-    ]
+impl stages::Process for Zygote {
+    async fn fork(&self, from: Option<usize>, stage: usize) -> Result<Arc<Self>, String> {
+        let (ours, theirs) = ControlSocket::pair().map_err(|error| format!("making a control socket: {error}"))?;
+        let zygote = Self::new(ours, self.reaper.clone()).map_err(|error| format!("watching a control socket: {error}"))?;
+        let request = ForkZygote { stages: stage::work(from, stage) };
+        // Until it is known, it could be taken for something that a kernel has left behind.
+        let birth = self.birth();
+        let spawned = Self::fork(self, &request, &[std::os::fd::AsFd::as_fd(&theirs)]).await?;
+        birth.announce_zygote(spawned.pid);
+        drop(theirs);
+        zygote.is_known(Some(spawned.handle));
+        let heard = zygote.clone();
+        tokio::spawn(async move {
+            heard.listen().await;
+            // It may have closed its socket and live on.
+            stages::Process::end(&*heard);
+            let status = tokio::time::timeout(STATUS_PATIENCE, spawned.exited).await.ok().and_then(Result::ok);
+            heard.has_ended(status);
+            heard.reaper.forget_zygote(spawned.pid);
+        });
+        Ok(zygote)
+    }
+
+    async fn serving(&self) -> Result<(), String> {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| !matches!(state, State::Starting)).await;
+        match state.as_deref() {
+            Ok(State::Ended(reason)) => Err(reason.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn ended(&self) -> String {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+        match state.as_deref() {
+            Ok(State::Ended(reason)) => reason.clone(),
+            _ => String::new(),
+        }
+    }
+
+    fn end(&self) {
+        self.control.get_ref().close();
+        if let Some(process) = self.process.get() {
+            process.kill();
+        }
+    }
 }

@@ -100,6 +100,11 @@ impl Birth {
     pub fn announce(self, pid: i32) {
         self.reaper.known().kernels.insert(pid);
     }
+
+    /// It is itself a zygote.
+    pub fn announce_zygote(self, pid: i32) {
+        self.reaper.known().zygotes.insert(pid);
+    }
 }
 
 impl Drop for Birth {
@@ -137,12 +142,17 @@ impl Reaper {
         self.known().own_children.remove(&pid);
     }
 
-    /// Takes note of the zygotes of a family, as they become known.
+    /// Takes note of a process that forks zygotes.
     pub fn know_zygotes(&self, pids: impl IntoIterator<Item = i32>) {
         self.known().zygotes.extend(pids);
     }
 
-    /// The zygotes have ended.
+    /// One has ended.
+    pub fn forget_zygote(&self, pid: i32) {
+        self.known().zygotes.remove(&pid);
+    }
+
+    /// All have ended.
     pub fn forget_zygotes(&self) {
         self.known().zygotes.clear();
     }
@@ -284,10 +294,14 @@ impl Reaper {
         if self.inherits_orphans {
             // In this order: a child that is being started is seen in both or in none.
             let children = proc::children(crate::process_id());
-            let own = self.known().own_children.clone();
+            let (own, others) = {
+                let known = self.known();
+                (known.own_children.clone(), &known.zygotes | &known.kernels)
+            };
             let mut found = Vec::new();
             for pid in children {
-                if own.contains(&pid) {
+                // Whose zygote has ended is a child of ours, and nothing that the kernel left.
+                if own.contains(&pid) || others.contains(&pid) {
                     continue;
                 }
                 match proc::stat(pid) {
@@ -302,7 +316,11 @@ impl Reaper {
             return found;
         }
         let all = proc::all_stats();
-        let same_user = |pid| proc::user_of(pid) == Some(kernel.uid);
+        let others = {
+            let known = self.known();
+            &known.zygotes | &known.kernels
+        };
+        let same_user = |pid| !others.contains(&pid) && proc::user_of(pid) == Some(kernel.uid);
         let heirs = match self.heir.load(Ordering::Relaxed) {
             0 => ancestors(&all, crate::process_id()),
             heir => HashSet::from([1, heir]),

@@ -4,19 +4,20 @@
 
 use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use sandbox::KernelProcess;
-use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use super::{Inner, RESTART_PAUSE};
+use super::{Inner, WarmStages};
 use crate::home::{self, Home};
 use crate::isolation::Isolation;
 use crate::kernel::{Kernel, SHARED_SIZE, Seen};
 use crate::stage::STAGES;
-use crate::zygote::{Link, StageState};
+use crate::stages::{Process, State};
+use crate::zygote::{ForkKernel, Zygote};
 
 /// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
 /// after it has run this long. A fork beside a short call costs the call more than it gains.
@@ -24,27 +25,19 @@ const REFILL_AFTER_CALL: Duration = Duration::from_millis(1);
 const REFILL_BESIDE_CALL: Duration = Duration::from_millis(15);
 /// How long a kernel may take from being asked for to being ready: other code may have stopped it, or its zygote.
 const KERNEL_START_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two tries. The longest is short: whoever asks next finds that the cause has gone.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// Starts as many kernels as the stage's pool lacks.
     pub(super) fn refill(inner: &Arc<Self>, stage: usize) {
         for _ in 0..inner.pools[stage].claim_missing() {
-            let weak = Arc::downgrade(inner);
+            let (weak, stopping) = (Arc::downgrade(inner), inner.stopping.clone());
+            let (epoch, stages) = (inner.epoch.subscribe(), inner.stages.subscribe());
             tokio::spawn(async move {
-                while let Some(inner) = weak.upgrade().filter(|inner| !inner.stopping.load(Ordering::Relaxed)) {
-                    let epoch = inner.epoch.load(Ordering::Acquire);
-                    match inner.start_kernel(stage).await {
-                        Ok(kernel) if inner.epoch.load(Ordering::Acquire) != epoch => drop(kernel),
-                        Ok(kernel) => return inner.pools[stage].arrived(kernel),
-                        // The zygotes end with the engine: no news.
-                        Err(_) if inner.stopping.load(Ordering::Relaxed) => return,
-                        Err(error) => {
-                            tracing::warn!(error, stage = STAGES[stage].name, "a kernel could not be started");
-                            drop(inner);
-                            tokio::time::sleep(RESTART_PAUSE).await;
-                        }
-                    }
-                }
+                // Dropped in the middle, a start ends what it may have made.
+                stopping.run_until_cancelled(supply(weak, stage, epoch, stages)).await
             });
         }
     }
@@ -64,44 +57,23 @@ impl Inner {
         running
     }
 
-    /// The stage's link in the running family, once it is ready.
-    pub(super) async fn link(&self, stage: usize) -> Arc<Link> {
-        loop {
-            let mut generation = self.generation.subscribe();
-            let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(family) = family
-                && family.links[stage].ready().await
-            {
-                return family.links[stage].clone();
-            }
-            let _ = generation.changed().await;
-        }
-    }
-
     async fn start_kernel(&self, stage: usize) -> Result<Kernel, String> {
-        let link = self.link(stage).await;
-        let started = tokio::time::timeout(KERNEL_START_PATIENCE, self.start_kernel_at(&link)).await;
+        let stages = self.stages.borrow().clone().ok_or("the interpreter is being started")?;
+        let State::Ready(zygote) = stages.state(stage) else { return Err("its stage is being started".to_owned()) };
+        let started = tokio::time::timeout(KERNEL_START_PATIENCE, self.start_kernel_at(stages.holder(), &zygote)).await;
         started.unwrap_or_else(|_| Err(format!("it was not ready within {} s", KERNEL_START_PATIENCE.as_secs())))
     }
 
-    async fn start_kernel_at(&self, link: &Link) -> Result<Kernel, String> {
-        let StageState::Ready { held, heir, baseline_bytes, processes, .. } = link.state() else {
-            return Err("the zygote died".to_owned());
-        };
-        let contained = held.get("namespaces") == Some(&0);
+    async fn start_kernel_at(&self, holder: &Zygote, zygote: &Zygote) -> Result<Kernel, String> {
+        let facts = holder.facts().cloned().ok_or("the holder does not serve")?;
+        let contained = facts.held.get("namespaces") == Some(&0);
         if !contained {
-            self.remember_bounds(&processes);
-            self.reaper.know_zygotes(processes);
+            self.remember_bounds([holder, zygote].into_iter().filter_map(Zygote::pid));
         }
-        if let Some(heir) = heir {
-            self.reaper.orphans_go_to(heir);
-        }
-        let held = self.held(held);
+        let held = self.held(facts.held);
         if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
-            // It may have been refused for a moment only: the next family tries again.
-            if let Some(zygote) = &*self.zygote.lock().unwrap_or_else(PoisonError::into_inner) {
-                zygote.kill();
-            }
+            // It may have been refused for a moment only: the next holder tries again.
+            holder.end();
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -124,14 +96,13 @@ impl Inner {
             }
             Err(_) => theirs,
         };
-        let request = json!({
-            "id": id, "dir": home.path(), "uid": uid, "site": self.tree.site(),
-            "file_size_bytes": self.config.limits.file_size_bytes,
-            "processes": self.process_limit(id, uid.is_some()),
-        });
+        let (directory, site) = (home.path(), self.tree.site());
+        let processes = self.process_limit(id, uid.is_some());
+        let file_size_bytes = self.config.limits.file_size_bytes;
+        let request = ForkKernel { dir: directory, uid, site: &site, file_size_bytes, processes };
         // Where its end is not the end of all it started, a child of the zygote that nobody knows must be told from it.
         let birth = (!contained).then(|| self.reaper.birth());
-        let spawned = link.spawn(id, request.to_string().as_bytes(), &theirs).await?;
+        let spawned = zygote.fork_kernel(&request, &theirs).await?;
         drop(theirs);
         if let Some(birth) = birth {
             birth.announce(spawned.pid);
@@ -141,15 +112,15 @@ impl Inner {
         // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
         let sees_descriptors = uid.is_some() || contained || held.get("landlock") == Some(&0);
         let own_network = contained && !self.config.allowed.network;
-        let seen = Seen { baseline_bytes, descriptors: sees_descriptors, own_network };
+        let seen = Seen { baseline_bytes: zygote.baseline_bytes(), descriptors: sees_descriptors, own_network };
         let mut kernel = Kernel::new(process, ours, death, spawned.exited, seen, self.reaper.clone(), home)
             .map_err(|error| format!("watching a kernel: {error}"))?;
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
     }
 
-    fn remember_bounds(&self, zygotes: &[i32]) {
+    fn remember_bounds(&self, zygotes: impl Iterator<Item = i32>) {
         let mut bounds = self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
-        for pid in zygotes.iter().copied().chain([sandbox::process_id()]) {
+        for pid in zygotes.chain([sandbox::process_id()]) {
             if let Entry::Vacant(new) = bounds.entry(pid)
                 && let Some(found) = sandbox::bounds_of(pid)
             {
@@ -169,5 +140,45 @@ impl Inner {
             self.user_threads.store(u32::try_from(threads).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
         allowed + 64 + u64::from(self.user_threads.load(Ordering::Relaxed))
+    }
+}
+
+/// Starts one kernel for the stage's pool, and tries until it is there.
+async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64>, mut stages: watch::Receiver<WarmStages>) {
+    let backoff = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
+    let mut pauses = backoff.without_max_times().build();
+    loop {
+        epoch.mark_unchanged();
+        let serving = stages.borrow_and_update().clone();
+        let ready = async {
+            match &serving {
+                Some(serving) => serving.serves(stage).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ready => {}
+            changed = stages.changed() => if changed.is_ok() { continue } else { return },
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let started = tokio::select! {
+            started = inner.start_kernel(stage) => started,
+            // What was begun before must not be used any more.
+            _ = epoch.changed() => continue,
+        };
+        match started {
+            Ok(kernel) if !epoch.has_changed().unwrap_or(true) => return inner.pools[stage].arrived(kernel),
+            Ok(old) => drop(old),
+            Err(reason) => {
+                tracing::warn!(reason, stage = STAGES[stage].name, "a kernel could not be started");
+                inner.pools[stage].failed(&reason);
+            }
+        }
+        drop(inner);
+        tokio::select! {
+            // A new holder is a new chance.
+            () = tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)) => {}
+            _ = stages.changed() => {}
+        }
     }
 }

@@ -1,8 +1,7 @@
-# Loads the harness from a descriptor (a JSON object: module name -> source) and starts the zygote.
-# Passed with `python -I -S -B -c`, so nothing of ours is on the module path or on disk where user code could change it.
+"""Loads the harness from what came by a descriptor (module name -> source) and starts the holder: so nothing of ours is
+on the module path, or on disk where user code could change it."""
+
 import builtins
-import json
-import os
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -23,8 +22,6 @@ class HarnessFinder:
         exec(compile(self.sources[module.__name__], f"<harness {module.__name__}>", "exec"), module.__dict__)
 
 
-with os.fdopen(3, "rb") as file:
-    start = json.load(file)
 finder = HarnessFinder(start["sources"])
 sys.meta_path.insert(0, finder)
 import harness_zygote

@@ -17,6 +17,8 @@ _LANDLOCK_RESTRICT_SELF = 446
 _CAPABILITY_VERSION_3 = 0x20080522
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
+_arguments = None  # where they are in memory, their size, and the last one
+
 try:
     import ctypes
 
@@ -112,6 +114,22 @@ def leave_session_keyring():
         return errno.ENOSYS
     joined = _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
     return 0 if joined >= 0 else ctypes.get_errno()
+
+
+def set_title(title):
+    """What `ps` shows instead of the interpreter and its arguments. The last argument stays, as a word of its own: what a
+    killed server leaves running is found by it. Where nothing can be written over, all stays as it is."""
+    global _arguments
+    if _libc is None:
+        return
+    if _arguments is None:
+        with open("/proc/self/stat", "rb") as file:
+            start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
+        _arguments = start, end - start, ctypes.string_at(start, end - start).rstrip(b"\0").rpartition(b"\0")[2]
+    start, size, last = _arguments
+    text = title.encode() + b"\0" + last
+    if len(text) < size:
+        ctypes.memmove(start, text.ljust(size, b"\0"), size)
 
 
 def be_killed_early(score):

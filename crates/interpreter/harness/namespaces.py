@@ -147,6 +147,7 @@ def enter(flags, view):
     descriptors = linux.open_descriptors()  # before the child lays a /proc of its own over this one
     pid = os.fork()
     if pid:
+        linux.set_title("code-interpreter: stub around the holder")
         # Of the zygote's descriptors none may stay open here: their ends are how a death is noticed.
         linux.close_all(descriptors)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)

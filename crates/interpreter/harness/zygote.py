@@ -28,6 +28,7 @@ _MAX_REASON = 4000
 
 def main(config):
     linux.die_with_parent(config["supervisor"])
+    linux.set_title("code-interpreter: holder")
     # Never preempts another process when it wakes: the end of a kernel must not hold up the answer it belongs to.
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -59,13 +60,14 @@ def main(config):
     control = socket.socket(fileno=config["control_fd"])
     try:
         _announce(control, holder=held, heir=heir)
-        _serve(control, cage, "")
+        _serve(control, cage)
     except ConnectionError:  # the supervisor has ended
         os._exit(0)
 
 
 def _be_zygote(control, cage, stages):
     """In a process that was forked for it: imports what the stages have that its parent has not. Never returns."""
+    linux.set_title(f"code-interpreter: zygote {stages[-1]['name']}")
     try:
         missing = []
         for stage in stages:
@@ -74,7 +76,7 @@ def _be_zygote(control, cage, stages):
         _freeze()
         cage.close_zygote()
         _announce(control, ready=stages[-1]["name"], missing=missing)
-        _serve(control, cage, stages[-1]["kernel_warm"])
+        _serve(control, cage, **stages[-1])
     except ConnectionError:
         os._exit(0)
     except BaseException as error:  # a library can raise whatever it likes while it is imported
@@ -195,7 +197,7 @@ def _warm(source):
     linecache.clearcache()
 
 
-def _serve(control, cage, kernel_warm):
+def _serve(control, cage, name="", kernel_warm="", **_):
     children = {}
     wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -216,6 +218,7 @@ def _serve(control, cage, kernel_warm):
             if not _fork(control, request, fds, children):
                 continue
             if "stages" not in request:
+                linux.set_title(f"code-interpreter: kernel {name}")
                 kernel.main(fds, cage, None if namespaces.in_use() else _parent_of_fork, request, kernel_warm)
             signal.set_wakeup_fd(-1)
             control.close()

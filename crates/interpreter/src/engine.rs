@@ -1,46 +1,41 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
+mod admission;
+mod keeper;
 mod supply;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
 use sandbox::{Allowed, Cgroup, Landlock, Pidfd, Protection, Reaper};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::admission::{Admitted, Refused};
 use crate::answer;
 use crate::isolation::{self, Isolation};
-use crate::kernel::Kernel;
 use crate::pool::{Pool, Pools};
 use crate::run::Ending;
 use crate::stage::{self, Preload, STAGES};
-use crate::stages::{self, Process, Stages, State};
+use crate::stages::{Stages, State};
 use crate::state_dir::{self, StateDir};
 use crate::status::{EngineStatus, StageStatus};
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
-use crate::zygote::{Held, Holder, HolderConfig, Zygote};
+use crate::zygote::{Held, Zygote};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the first stage may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
-const WARM_BYTES: u64 = 1 << 30;
-/// The most that a kernel may keep in a `/dev/shm` of its own.
-const SHARED_MEMORY_BYTES: u64 = 256 << 20;
 /// Users of kernels that are being cleaned up after, or that could not be.
 const MORE_USERS: usize = 64;
 /// How long the end of the engine may take.
 const END_PATIENCE: Duration = Duration::from_secs(1);
-/// A holder that has served so long was sound: its end says nothing about the next one's.
-const STEADY: Duration = Duration::from_secs(10);
 
 const SIGKILL: i32 = 9;
 
@@ -102,29 +97,6 @@ pub struct Engine {
     stop: Option<mpsc::Sender<()>>,
     /// Closed when that thread has ended.
     keeper: Mutex<mpsc::Receiver<()>>,
-}
-
-/// A kernel for a call that may run now.
-struct Admitted<'a> {
-    _permit: SemaphorePermit<'a>,
-    kernel: Kernel,
-    stage: usize,
-}
-
-/// Why a call gets no kernel.
-enum Refused {
-    Full,
-    NoKernel(String),
-    NotInTime,
-}
-
-/// Counts a call that waits.
-struct Queued<'a>(&'a AtomicUsize);
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// The stages above the holder that serves now.
@@ -230,7 +202,7 @@ impl Engine {
         std::thread::Builder::new()
             .name("holder".to_owned())
             .spawn(move || {
-                keep_holder(&weak, &runtime, &stopped);
+                keeper::keep_holder(&weak, &runtime, &stopped);
                 drop(keeps);
             })
             .map_err(system("starting the holder's thread"))?;
@@ -247,11 +219,8 @@ impl Engine {
         let latest = request
             .deadline
             .map_or(KERNEL_PATIENCE, |deadline| KERNEL_PATIENCE.min(deadline.saturating_duration_since(Instant::now())));
-        let admitted = match tokio::time::timeout(latest, Inner::admit(inner, stage)).await {
-            Ok(admitted) => admitted,
-            Err(_) => Err(Refused::NotInTime),
-        };
-        let Admitted { _permit, kernel, stage } = match admitted {
+        let admitted = tokio::time::timeout(latest, Inner::admit(inner, stage)).await;
+        let Admitted { _permit, kernel, stage } = match admitted.unwrap_or(Err(Refused::NotInTime)) {
             Ok(admitted) => admitted,
             Err(refused) => return inner.refused(refused),
         };
@@ -346,204 +315,5 @@ impl Drop for Engine {
         }
         // Its control group can only be removed when it has gone.
         let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(END_PATIENCE);
-    }
-}
-
-/// Starts a holder, waits for its end, starts the next. Runs on a thread of its own, the parent of all holders.
-fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle, stopped: &mpsc::Receiver<()>) {
-    let mut pauses = stages::pauses();
-    while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.is_cancelled()) {
-        let started = Instant::now();
-        match Inner::start_holder(&inner, runtime) {
-            Ok((mut child, cgroup)) => {
-                let (reaper, restarts) = (inner.reaper.clone(), inner.restarts.clone());
-                drop(inner);
-                let status = child.wait();
-                reaper.release(i32::try_from(child.id()).unwrap_or(0));
-                reaper.forget_zygotes();
-                if let Some(inner) = engine.upgrade() {
-                    *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
-                    inner.stages.send_replace(None);
-                    let _context = runtime.enter();
-                    inner.pools.iter().for_each(|pool| pool.clear());
-                    if !inner.stopping.is_cancelled() {
-                        restarts.fetch_add(1, Ordering::Relaxed);
-                        tracing::warn!(?status, "the holder of the zygotes ended; another is started");
-                    }
-                }
-                drop(cgroup);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the interpreter could not be started");
-                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-            }
-        }
-        if started.elapsed() > STEADY {
-            pauses = stages::pauses();
-        }
-        // Also the end of the engine ends the pause.
-        if stopped.recv_timeout(pauses.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {
-            return;
-        }
-    }
-}
-
-impl Inner {
-    /// Starts a holder, and above it the stages.
-    fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Child, Option<Arc<Cgroup>>)> {
-        let config = HolderConfig {
-            tree: &inner.tree,
-            probe_user: inner.users.any(),
-            shared_memory_bytes: inner.config.limits.memory_bytes.min(SHARED_MEMORY_BYTES),
-            reaper: &inner.reaper,
-            state_dir: inner.state_dir.path(),
-            isolation: &inner.isolation,
-            inherits_orphans: inner.protection.subreaper,
-        };
-        let Holder { zygote, child } = Holder::start(&config, runtime)?;
-        let pid = i32::try_from(child.id()).unwrap_or(0);
-        *inner.holder.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
-        // While Python still starts, and so before it forks anything.
-        let cgroup = inner.make_cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
-        *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = cgroup.as_ref().ok().cloned();
-        inner.out_of_memory_kills.store(0, Ordering::Relaxed);
-        *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
-            cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
-        let _context = runtime.enter();
-        tokio::spawn(Self::open(Arc::downgrade(inner), zygote));
-        Ok((child, cgroup.ok()))
-    }
-
-    /// Opens the stages as soon as the holder serves, and keeps them for as long as it does.
-    async fn open(engine: Weak<Self>, holder: Arc<Zygote>) {
-        let served = tokio::time::timeout(START_PATIENCE, holder.serving()).await;
-        let Some(inner) = engine.upgrade() else { return holder.end() };
-        if let Ok(Err(reason)) | Err(reason) =
-            served.map_err(|_| format!("it did not serve within {} s", START_PATIENCE.as_secs()))
-        {
-            *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-            return holder.end();
-        }
-        inner.reaper.know_zygotes(holder.pid());
-        if let Some(heir) = holder.facts().and_then(|facts| facts.heir) {
-            inner.reaper.orphans_go_to(heir);
-        }
-        let stages = Arc::new(Stages::new(holder.clone(), inner.pools.len(), inner.restarts.clone()));
-        inner.stages.send_replace(Some(stages.clone()));
-        for index in 0..inner.pools.len() {
-            let (engine, stages, holder, stopping) = (engine.clone(), stages.clone(), holder.clone(), inner.stopping.clone());
-            tokio::spawn(async move {
-                let refill = || {
-                    if let Some(inner) = engine.upgrade() {
-                        Self::refill(&inner, index);
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => {}
-                    _ = holder.ended() => stages.end(),
-                    () = stages.keep(index, STAGES[index].name, refill) => {}
-                }
-            });
-        }
-    }
-
-    /// The highest stage up to this one that serves.
-    async fn usable(&self, stage: usize) -> Result<usize, String> {
-        let mut changes = self.stages.subscribe();
-        loop {
-            let serving = changes.borrow_and_update().clone();
-            let usable = async {
-                match &serving {
-                    Some(stages) => stages.usable(stage).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                found = usable => return found.map(|(stage, _)| stage),
-                changed = changes.changed() => changed.map_err(|_| "the engine has ended")?,
-            }
-        }
-    }
-
-    /// A kernel, and the permit to use it. While the stage is being started, no permit is held: others need none of it.
-    async fn admit(inner: &Arc<Self>, wanted: usize) -> Result<Admitted<'_>, Refused> {
-        let mut queued = None;
-        loop {
-            if inner.stages.borrow().as_ref().is_none_or(|stages| stages.is_starting(wanted)) {
-                inner.queue(&mut queued)?;
-            }
-            let stage = inner.usable(wanted).await.map_err(Refused::NoKernel)?;
-            let permit = match inner.permits.try_acquire() {
-                Ok(permit) => permit,
-                Err(_) => {
-                    inner.queue(&mut queued)?;
-                    inner.permits.acquire().await.map_err(|_| Refused::NotInTime)?
-                }
-            };
-            let Some(stages) = inner.stages.borrow().clone() else { continue };
-            tokio::select! {
-                biased;
-                kernel = inner.pools[stage].take(|| Self::refill(inner, stage)) => {
-                    return kernel.map(|kernel| Admitted { _permit: permit, kernel, stage }).map_err(Refused::NoKernel);
-                }
-                () = stages.leaves(stage) => {}
-                _ = stages.holder().ended() => {}
-            }
-        }
-    }
-
-    /// A place among the calls that wait, unless all are taken.
-    fn queue<'a>(&'a self, place: &mut Option<Queued<'a>>) -> Result<(), Refused> {
-        if place.is_none() {
-            let before = self.queued.fetch_add(1, Ordering::Relaxed);
-            let queued = Queued(&self.queued);
-            if before >= self.config.max_queue {
-                return Err(Refused::Full);
-            }
-            *place = Some(queued);
-        }
-        Ok(())
-    }
-
-    /// What becomes of a call that gets no kernel.
-    fn refused(&self, refused: Refused) -> Outcome {
-        match refused {
-            Refused::Full => {
-                let (runs, waits) = (self.config.max_concurrency, self.config.max_queue);
-                Outcome::refused(ErrorCode::Busy, format!("{runs} calls run and {waits} wait; try again later"))
-            }
-            Refused::NoKernel(reason) => answer::fault(&format!("no process could be started for the code: {reason}")),
-            Refused::NotInTime => answer::fault("no process could be had for the code in the time of the call"),
-        }
-    }
-
-    /// The group around all kernels: room for every call at its limits, and for what is warm.
-    fn make_cgroup(&self) -> std::io::Result<Cgroup> {
-        if !self.isolation.is_on("cgroup") {
-            return Err(std::io::Error::from_raw_os_error(isolation::ENOSYS));
-        }
-        let limits = &self.config.limits;
-        let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
-        let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
-        Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
-    }
-
-    /// Whether the kernel has ended processes of the group since `kills` was seen.
-    fn memory_ran_out(&self, kills: u64) -> bool {
-        let cgroup = self.cgroup.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = cgroup.map_or(0, |cgroup| cgroup.out_of_memory_kills());
-        self.out_of_memory_kills.fetch_max(now, Ordering::Relaxed);
-        now > kills
-    }
-
-    /// What held: as the zygote tried it, with the rest.
-    fn held(&self, tried: Held) -> Held {
-        let mut held = self.isolation.complete(tried);
-        if self.isolation.is_on("cgroup") {
-            let refused = *self.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
-            held.insert("cgroup".to_owned(), refused);
-        }
-        held
     }
 }

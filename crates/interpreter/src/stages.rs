@@ -267,10 +267,10 @@ mod tests {
 
     /// The stage's process, when it is another one than this.
     async fn serving(stages: &Stages<Fake>, stage: usize, than: Option<&Arc<Fake>>) -> Arc<Fake> {
-        let mut state = stages.states[stage].subscribe();
+        let mut now = stages.states[stage].subscribe();
         let other =
             |state: &State<Fake>| matches!(state, State::Ready(process) if than.is_none_or(|than| !Arc::ptr_eq(process, than)));
-        match &*state.wait_for(other).await.expect("kept") {
+        match &*now.wait_for(other).await.expect("kept") {
             State::Ready(process) => process.clone(),
             _ => unreachable!(),
         }

@@ -4,6 +4,7 @@
 mod client;
 mod command_line;
 mod contract;
+mod faults;
 mod figures;
 mod files;
 mod floods;

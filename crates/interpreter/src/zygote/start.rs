@@ -15,6 +15,8 @@ use crate::isolation::Isolation;
 use crate::stages::Process;
 use crate::tree::MATPLOTLIB;
 
+/// Short, for it is what `ps` shows until the process gives itself a title.
+const COMMAND: &str = "import json, os; start = json.load(os.fdopen(3)); exec(start['bootstrap'])";
 const BOOTSTRAP: &str = include_str!("../../harness/bootstrap.py");
 const MODULES: [(&str, &str); 16] = [
     ("harness_zygote", include_str!("../../harness/zygote.py")),
@@ -71,6 +73,7 @@ impl Holder {
         let ruleset = landlock.map(|landlock| landlock.ruleset(config.state_dir, false)).transpose()?;
         let of_landlock = |rights: fn(&Landlock) -> u64| landlock.map_or(0, rights);
         let start = Start {
+            bootstrap: BOOTSTRAP,
             sources: MODULES.into(),
             config: Config {
                 supervisor: sandbox::process_id(),
@@ -104,7 +107,7 @@ impl Holder {
         let _context = runtime.enter();
         let zygote = Zygote::new(ours, config.reaper.clone())?;
         let mut command = Command::new(config.tree.python());
-        command.args(["-I", "-S", "-B", "-X", "utf8", "-c", BOOTSTRAP]).current_dir("/");
+        command.args(["-I", "-S", "-B", "-X", "utf8", "-c", COMMAND]).current_dir("/");
         // Everything forked from it bears this name: what a killed server leaves running is found by it.
         command.arg(config.state_dir);
         let child = config.reaper.start(|| {

@@ -18,12 +18,15 @@ pub type Held = BTreeMap<String, i32>;
 /// Everything the holder is started with.
 #[derive(Serialize)]
 pub(super) struct Start<'a> {
+    /// What loads the rest.
+    pub(super) bootstrap: &'static str,
     /// Of the harness: each module's name and text.
     pub(super) sources: HashMap<&'static str, &'static str>,
     pub(super) config: Config<'a>,
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "what an operator switches on or off")]
 pub(super) struct Config<'a> {
     pub(super) supervisor: i32,
     pub(super) control_fd: i32,

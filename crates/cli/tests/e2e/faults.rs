@@ -1,0 +1,253 @@
+//! The engine's own parts fail: zygotes and the holder die, libraries can't be imported, the disk is full.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::{Home, Server, processes_named, program};
+
+const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
+
+/// How long a server may take to serve again.
+const RECOVERY: Duration = Duration::from_secs(2);
+
+/// A server whose processes can be told from all others, and where it keeps them.
+fn server_in(settings: &[(&str, &str)]) -> (Server, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    let server = Server::with(Home::Caller, &[settings, &[("TMPDIR", folder.path().to_str().unwrap())]].concat());
+    (server, folder)
+}
+
+/// The processes of a server whose title begins so.
+fn titled(folder: &TempDir, title: &str) -> Vec<rustix::process::Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let titles = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((pid, std::fs::read_to_string(entry.path().join("cmdline")).ok()?))
+    });
+    let ours = titles.filter(|(_, line)| {
+        line.starts_with(&format!("code-interpreter: {title}")) && line.contains(folder.path().to_str().unwrap())
+    });
+    ours.filter_map(|(pid, _)| rustix::process::Pid::from_raw(pid)).collect()
+}
+
+fn kill_all(folder: &TempDir, title: &str) -> usize {
+    let found = titled(folder, title);
+    found.iter().filter(|pid| rustix::process::kill_process(**pid, rustix::process::Signal::KILL).is_ok()).count()
+}
+
+async fn health(server: &Server) -> Value {
+    serde_json::from_str(&server.request("GET", "/health", &[], "").await.1).unwrap()
+}
+
+/// Until the server says so of itself.
+async fn until(server: &Server, what: &str, holds: impl Fn(&Value) -> bool) {
+    let wait = async {
+        while !holds(&health(server).await["engine"]) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn stage<'a>(engine: &'a Value, name: &str) -> &'a Value {
+    engine["stages"].as_array().unwrap().iter().find(|stage| stage["name"] == name).unwrap()
+}
+
+async fn all_ready(server: &Server) {
+    until(server, "all stages are ready", |engine| {
+        engine["stages"].as_array().unwrap().iter().all(|stage| stage["state"] == "ready")
+    })
+    .await;
+}
+
+/// A copy of the tree in which these modules of the stack are this instead.
+fn tree_with(folder: &Path, modules: &[(&str, &str)]) -> PathBuf {
+    let tree = PathBuf::from(program().get_envs().find(|(name, _)| *name == "PYTHON_TREE").unwrap().1.unwrap());
+    let copy = folder.join("tree");
+    // Of links where it can be.
+    let script = "chmod 755 \"$0\"; cp -rlL \"$1\" \"$2\" 2>/dev/null || { rm -rf \"$2\"; cp -rL \"$1\" \"$2\"; }";
+    assert!(Command::new("sh").arg("-c").arg(script).arg(folder).arg(tree).arg(&copy).status().unwrap().success());
+    for (name, text) in modules {
+        let module = copy.join("site").join(name);
+        std::fs::remove_dir_all(&module).unwrap();
+        std::fs::create_dir(&module).unwrap();
+        std::fs::write(module.join("__init__.py"), text).unwrap();
+    }
+    copy
+}
+
+/// C10: `print(2+3)` was down because scikit-learn, or numpy on an old processor, was.
+#[tokio::test]
+async fn a_library_that_cant_be_imported_fails_its_stage_alone() {
+    let raises = "raise RuntimeError('this CPU is too old')";
+    let dies = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)";
+    for (module, text, failed, reason) in [
+        ("sklearn", raises, "science", "RuntimeError: this CPU is too old"),
+        ("numpy", dies, "data", "its process was ended by SIGILL while it imported numpy"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = tree_with(folder.path(), &[(module, text)]);
+        let server = Server::with(Home::Caller, &[("PYTHON_TREE", tree.to_str().unwrap()), ("SPARE_KERNELS", "1")]);
+        let result = server.run("print(2+3)").await;
+        assert_eq!(result["stdout"], "5\n", "{module}: {result}");
+        until(&server, "the stage has failed", |engine| stage(engine, failed)["state"] == "failed").await;
+        let engine = health(&server).await["engine"].clone();
+        assert_eq!(stage(&engine, failed)["reason"], reason, "{engine}");
+        assert_eq!(stage(&engine, "core")["state"], "ready", "{engine}");
+        if module == "sklearn" {
+            // The code that needs it is told what is wrong, and code that needs its neighbours is not.
+            let result = server.run("import sklearn").await;
+            assert!(result["error"]["message"].as_str().unwrap().contains("too old"), "{result}");
+            let result = server.run("import scipy, pandas\npandas.Series([1, 2]).sum()").await;
+            assert_eq!(result["result"], "np.int64(3)", "{result}");
+        }
+        server.still_works().await;
+    }
+}
+
+/// C12: four calls that waited for scikit-learn held all permits, and `print` waited with them.
+#[tokio::test]
+async fn calls_that_wait_for_a_stage_hold_up_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = folder.path().join("tree/gate");
+    let waits = format!("import os, time\nwhile not os.path.exists({gate:?}): time.sleep(0.01)\n");
+    let tree = tree_with(folder.path(), &[("sklearn", &waits)]);
+    let settings = [("PYTHON_TREE", tree.to_str().unwrap()), ("MAX_CONCURRENCY", "2")];
+    let server = Server::with(Home::Caller, &settings);
+    let waiting =
+        async { tokio::join!(server.run("import sklearn"), server.run("import sklearn"), server.run("import sklearn")) };
+    let others = async {
+        until(&server, "three calls wait", |engine| engine["queued"] == 3).await;
+        for _ in 0..3 {
+            server.still_works().await;
+        }
+        let engine = health(&server).await["engine"].clone();
+        assert_eq!((&engine["queued"], &stage(&engine, "science")["state"]), (&3.into(), &"starting".into()), "{engine}");
+        std::fs::write(gate, "").unwrap();
+    };
+    let ((first, second, third), ()) = tokio::join!(waiting, others);
+    for result in [first, second, third] {
+        assert_eq!(result["success"], true, "{result}");
+    }
+}
+
+/// A zygote's death took every kernel with it, and all other zygotes.
+#[tokio::test]
+async fn a_zygote_that_dies_takes_no_call_with_it_and_is_replaced_alone() {
+    let (server, folder) = server_in(&[("PRELOAD", "data"), ("MAX_CONCURRENCY", "4")]);
+    all_ready(&server).await;
+    let data = titled(&folder, "zygote data");
+    let call = server.run("import time\nprint('begun')\ntime.sleep(1)\nprint('ended')");
+    let kill = async {
+        until(&server, "the call runs", |engine| engine["running"] == 1).await;
+        assert_eq!(kill_all(&folder, "zygote core"), 1);
+        server.still_works().await;
+    };
+    let (result, ()) = tokio::join!(call, kill);
+    assert_eq!(result["stdout"], "begun\nended\n", "{result}");
+    all_ready(&server).await;
+    assert_eq!(titled(&folder, "zygote data"), data);
+    assert_eq!(titled(&folder, "zygote core").len(), 1);
+    assert_eq!(health(&server).await["engine"]["restarts"], 1);
+}
+
+/// C11: `crashed`, as if the code had done it.
+#[tokio::test]
+async fn a_call_that_loses_its_process_by_our_fault_is_told_so() {
+    for settings in [&[("PRELOAD", "core")][..], &[("PRELOAD", "core"), NO_NAMESPACES]] {
+        let (server, folder) = server_in(settings);
+        let call = server.run("import time\nprint('begun')\ntime.sleep(60)");
+        let kill = async {
+            until(&server, "the call runs", |engine| engine["running"] == 1).await;
+            assert!(kill_all(&folder, "holder") > 0);
+        };
+        let (result, ()) = tokio::join!(call, kill);
+        assert_eq!(result["error"]["code"], "internal", "{settings:?} {result}");
+        assert!(result["error"]["message"].as_str().unwrap().contains("in the server's log"), "{result}");
+        server.still_works().await;
+    }
+}
+
+/// Whatever of the engine dies, also while it still imports: each call gets its own answer or `internal`, the server serves
+/// within two seconds, and nothing is left. `KILL_ROUNDS` for more.
+#[tokio::test]
+async fn killing_at_random_costs_at_most_the_calls_that_run() {
+    let rounds = std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12);
+    for settings in [&[("PRELOAD", "data"), ("MAX_CONCURRENCY", "4")][..], &[("PRELOAD", "data"), NO_NAMESPACES]] {
+        let (server, folder) = server_in(settings);
+        server.still_works().await;
+        let mut seed = 0x9E37_79B9_u64;
+        for round in 0..rounds {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let victim = ["zygote core", "zygote data", "holder", "kernel core", "kernel data"][(seed >> 33) as usize % 5];
+            let calls = async {
+                let one = async |number: u64| {
+                    let code = if number.is_multiple_of(2) { "print" } else { "import pandas\nprint" };
+                    let result = server.run(&format!("{code}({number})")).await;
+                    let own = result["stdout"] == format!("{number}\n") && result["success"] == true;
+                    let code = &result["error"]["code"];
+                    assert!(own || code == "internal" || code == "crashed" && victim.starts_with("kernel"), "{victim}: {result}");
+                };
+                tokio::join!(one(round * 8), one(round * 8 + 1), one(round * 8 + 2), one(round * 8 + 3));
+            };
+            let kill = async {
+                tokio::time::sleep(Duration::from_micros(seed >> 50)).await;
+                kill_all(&folder, victim);
+            };
+            tokio::join!(calls, kill);
+            let killed = Instant::now();
+            while server.run("print(2+3)").await["stdout"] != "5\n" {
+                assert!(killed.elapsed() < RECOVERY, "round {round}: {victim} was killed, and the server does not serve");
+            }
+        }
+        all_ready(&server).await;
+        let path = folder.path().to_str().unwrap().to_owned();
+        drop(server);
+        assert_eq!(processes_named(&path), Vec::<String>::new());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+/// C10: five lines a second in the log, and sixty seconds until a caller heard of it.
+#[tokio::test]
+async fn a_full_disk_is_told_and_the_server_serves_when_there_is_room_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("small");
+    std::fs::create_dir(&place).unwrap();
+    let inside = program();
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs -o size=1m,nr_inodes=16,mode=1777 small \"$0\" && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(&place).arg(inside.get_program());
+    command.env_clear().envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
+    command.env("TMPDIR", &place).env("PRELOAD", "core");
+    if !homes::is_root() {
+        eprintln!("SKIPPED: it needs root");
+        return;
+    }
+    let server = Server::of(command);
+    server.still_works().await;
+    let seen = PathBuf::from(format!("/proc/{}/root", server.pid())).join(place.strip_prefix("/").unwrap());
+    let mut filled = Vec::new();
+    while std::fs::create_dir(seen.join(filled.len().to_string())).is_ok() {
+        filled.push(seen.join(filled.len().to_string()));
+    }
+    let begun = Instant::now();
+    let mut result = server.run("print(2+3)").await;
+    // A spare may have had its directory already.
+    while result["success"] == true {
+        result = server.run("print(2+3)").await;
+    }
+    let message = result["error"]["message"].as_str().unwrap();
+    assert!(message.contains("making a kernel's directory: No space left on device"), "{result}");
+    assert_eq!(result["error"]["code"], "internal");
+    assert!(begun.elapsed() < Duration::from_secs(20), "a caller waited for {:?}", begun.elapsed());
+    for directory in filled {
+        std::fs::remove_dir(directory).unwrap();
+    }
+    server.still_works().await;
+}

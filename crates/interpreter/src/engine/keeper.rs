@@ -1,0 +1,152 @@
+//! Keeps a holder, and the stages above it.
+//!
+//! Rule: a holder that ends is replaced, after longer and longer pauses where it ends soon; what was above it ends with it.
+
+use std::process::Child;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use sandbox::{Cgroup, Pidfd};
+
+use super::{Inner, START_PATIENCE};
+use crate::isolation;
+use crate::stage::STAGES;
+use crate::stages::{self, Process, Stages};
+use crate::zygote::{Held, Holder, HolderConfig, Zygote};
+
+/// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
+const WARM_BYTES: u64 = 1 << 30;
+/// The most that a kernel may keep in a `/dev/shm` of its own.
+const SHARED_MEMORY_BYTES: u64 = 256 << 20;
+/// A holder that has served so long was sound: its end says nothing about the next one's.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Starts a holder, waits for its end, starts the next. Runs on a thread of its own, the parent of all holders.
+pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle, stopped: &mpsc::Receiver<()>) {
+    let mut pauses = stages::pauses();
+    while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.is_cancelled()) {
+        let started = Instant::now();
+        match Inner::start_holder(&inner, runtime) {
+            Ok((mut child, cgroup)) => {
+                let (reaper, restarts) = (inner.reaper.clone(), inner.restarts.clone());
+                drop(inner);
+                let status = child.wait();
+                reaper.release(i32::try_from(child.id()).unwrap_or(0));
+                reaper.forget_zygotes();
+                if let Some(inner) = engine.upgrade() {
+                    *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    inner.stages.send_replace(None);
+                    let _context = runtime.enter();
+                    inner.pools.iter().for_each(|pool| pool.clear());
+                    if !inner.stopping.is_cancelled() {
+                        restarts.fetch_add(1, Ordering::Relaxed);
+                        tracing::warn!(?status, "the holder of the zygotes ended; another is started");
+                    }
+                }
+                drop(cgroup);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the interpreter could not be started");
+                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+        }
+        if started.elapsed() > STEADY {
+            pauses = stages::pauses();
+        }
+        // Also the end of the engine ends the pause.
+        if stopped.recv_timeout(pauses.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+impl Inner {
+    /// Starts a holder, and above it the stages.
+    fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Child, Option<Arc<Cgroup>>)> {
+        let config = HolderConfig {
+            tree: &inner.tree,
+            probe_user: inner.users.any(),
+            shared_memory_bytes: inner.config.limits.memory_bytes.min(SHARED_MEMORY_BYTES),
+            reaper: &inner.reaper,
+            state_dir: inner.state_dir.path(),
+            isolation: &inner.isolation,
+            inherits_orphans: inner.protection.subreaper,
+        };
+        let Holder { zygote, child } = Holder::start(&config, runtime)?;
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        *inner.holder.lock().unwrap_or_else(PoisonError::into_inner) = Pidfd::open(pid);
+        // While Python still starts, and so before it forks anything.
+        let cgroup = inner.make_cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
+        *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = cgroup.as_ref().ok().cloned();
+        inner.out_of_memory_kills.store(0, Ordering::Relaxed);
+        *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
+            cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
+        let _context = runtime.enter();
+        tokio::spawn(Self::open(Arc::downgrade(inner), zygote));
+        Ok((child, cgroup.ok()))
+    }
+
+    /// Opens the stages as soon as the holder serves, and keeps them for as long as it does.
+    async fn open(engine: Weak<Self>, holder: Arc<Zygote>) {
+        let served = tokio::time::timeout(START_PATIENCE, holder.serving()).await;
+        let Some(inner) = engine.upgrade() else { return holder.end() };
+        if let Ok(Err(reason)) | Err(reason) =
+            served.map_err(|_| format!("it did not serve within {} s", START_PATIENCE.as_secs()))
+        {
+            *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            return holder.end();
+        }
+        inner.reaper.know_zygotes(holder.pid());
+        if let Some(heir) = holder.facts().and_then(|facts| facts.heir) {
+            inner.reaper.orphans_go_to(heir);
+        }
+        let stages = Arc::new(Stages::new(holder.clone(), inner.pools.len(), inner.restarts.clone()));
+        inner.stages.send_replace(Some(stages.clone()));
+        for (index, stage) in STAGES.iter().enumerate().take(inner.pools.len()) {
+            let (engine, stages, holder, stopping) = (engine.clone(), stages.clone(), holder.clone(), inner.stopping.clone());
+            tokio::spawn(async move {
+                let refill = || {
+                    if let Some(inner) = engine.upgrade() {
+                        Self::refill(&inner, index);
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => {}
+                    _ = holder.ended() => stages.end(),
+                    () = stages.keep(index, stage.name, refill) => {}
+                }
+            });
+        }
+    }
+
+    /// The group around all kernels: room for every call at its limits, and for what is warm.
+    fn make_cgroup(&self) -> std::io::Result<Cgroup> {
+        if !self.isolation.is_on("cgroup") {
+            return Err(std::io::Error::from_raw_os_error(isolation::ENOSYS));
+        }
+        let limits = &self.config.limits;
+        let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
+        let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
+        Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
+    }
+
+    /// Whether the kernel has ended processes of the group since `kills` was seen.
+    pub(super) fn memory_ran_out(&self, kills: u64) -> bool {
+        let cgroup = self.cgroup.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = cgroup.map_or(0, |cgroup| cgroup.out_of_memory_kills());
+        self.out_of_memory_kills.fetch_max(now, Ordering::Relaxed);
+        now > kills
+    }
+
+    /// What held: as the zygote tried it, with the rest.
+    pub(super) fn held(&self, tried: Held) -> Held {
+        let mut held = self.isolation.complete(tried);
+        if self.isolation.is_on("cgroup") {
+            let refused = *self.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
+            held.insert("cgroup".to_owned(), refused);
+        }
+        held
+    }
+}

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::client::{Home, Server, processes_named, program};
 
+const PROGRAMS: (&str, &str) = ("ALLOW_SUBPROCESS", "true");
 const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
 
 /// How long a server may take to serve again.
@@ -42,6 +43,18 @@ fn kill_all(folder: &TempDir, title: &str) -> usize {
 
 async fn health(server: &Server) -> Value {
     serde_json::from_str(&server.request("GET", "/health", &[], "").await.1).unwrap()
+}
+
+/// What a cell runs that is to be found among the machine's processes when it has begun, and how it is named there.
+fn findable(server: &Server, seconds: u32) -> (String, String) {
+    let marker = format!("{seconds}.{}", server.pid());
+    (format!("import subprocess\nprint('begun')\nsubprocess.run(['sleep', '{marker}'])\nprint('ended')"), marker)
+}
+
+async fn until_found(marker: &str) {
+    while processes_named(marker).is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Until the server says so of itself.
@@ -139,12 +152,13 @@ async fn calls_that_wait_for_a_stage_hold_up_no_others() {
 /// A zygote's death took every kernel with it, and all other zygotes.
 #[tokio::test]
 async fn a_zygote_that_dies_takes_no_call_with_it_and_is_replaced_alone() {
-    let (server, folder) = server_in(&[("PRELOAD", "data"), ("MAX_CONCURRENCY", "4")]);
+    let (server, folder) = server_in(&[("PRELOAD", "data"), ("MAX_CONCURRENCY", "4"), PROGRAMS]);
     all_ready(&server).await;
     let data = titled(&folder, "zygote data");
-    let call = server.run("import time\nprint('begun')\ntime.sleep(1)\nprint('ended')");
+    let (code, marker) = findable(&server, 2);
+    let call = server.run(&code);
     let kill = async {
-        until(&server, "the call runs", |engine| engine["running"] == 1).await;
+        until_found(&marker).await;
         assert_eq!(kill_all(&folder, "zygote core"), 1);
         server.still_works().await;
     };
@@ -159,11 +173,12 @@ async fn a_zygote_that_dies_takes_no_call_with_it_and_is_replaced_alone() {
 /// C11: `crashed`, as if the code had done it.
 #[tokio::test]
 async fn a_call_that_loses_its_process_by_our_fault_is_told_so() {
-    for settings in [&[("PRELOAD", "core")][..], &[("PRELOAD", "core"), NO_NAMESPACES]] {
+    for settings in [&[("PRELOAD", "core"), PROGRAMS][..], &[("PRELOAD", "core"), PROGRAMS, NO_NAMESPACES]] {
         let (server, folder) = server_in(settings);
-        let call = server.run("import time\nprint('begun')\ntime.sleep(60)");
+        let (code, marker) = findable(&server, 60);
+        let call = server.run(&code);
         let kill = async {
-            until(&server, "the call runs", |engine| engine["running"] == 1).await;
+            until_found(&marker).await;
             assert!(kill_all(&folder, "holder") > 0);
         };
         let (result, ()) = tokio::join!(call, kill);

@@ -92,7 +92,7 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
     # Known from here on, however long threads and exit handlers may go on.
     _send_settled(output, REPORT, report)
     amended = cell.finish_process()
-    if output.wrote_files:
+    if output.wrote_files and policy is None:  # the policy has no files, and its hook refuses to look for them
         cell.flush_files()
     output.finish()
     _send_settled(output, END, amended)

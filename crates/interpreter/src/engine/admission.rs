@@ -70,6 +70,8 @@ impl Inner {
                 inner.queue(&mut queued)?;
                 inner.permits.acquire().await.map_err(|_| Refused::NotInTime)?
             };
+            // It waits no more: what is left to do for it is ours.
+            queued = None;
             let Some(stages) = inner.stages.borrow().clone() else { continue };
             tokio::select! {
                 biased;

@@ -3,6 +3,7 @@
 //! Rule: a start comes to an end. One that takes too long is given up, and what it may have made is ended with it.
 
 use std::collections::hash_map::Entry;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::isolation::Isolation;
 use crate::kernel::{Kernel, SHARED_SIZE, Seen};
 use crate::stage::STAGES;
 use crate::stages::{Process, State};
+use crate::users::KernelUser;
 use crate::zygote::{ForkKernel, Zygote};
 
 /// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
@@ -76,7 +78,6 @@ impl Inner {
             holder.end();
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
             Some(self.users.take().ok_or("every kernel user is in use")?)
         } else if sandbox::is_root() && !self.config.allow_root {
@@ -85,8 +86,7 @@ impl Inner {
             None
         };
         home::mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
-        let home = Home::make(&self.state_dir, &format!("k{id}"), user)
-            .map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let (id, home) = self.make_home(user).map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {
@@ -116,6 +116,17 @@ impl Inner {
         let mut kernel = Kernel::new(process, ours, death, spawned.exited, seen, self.reaper.clone(), home)
             .map_err(|error| format!("watching a kernel: {error}"))?;
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
+    }
+
+    /// A directory that nobody has, with its number. Code of the server's own user can take the next ones.
+    fn make_home(&self, user: Option<KernelUser>) -> io::Result<(u64, Home)> {
+        loop {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let name = format!("k{id}");
+            if self.state_dir.path().join(&name).symlink_metadata().is_err() {
+                return Home::make(&self.state_dir, &name, user).map(|home| (id, home));
+            }
+        }
     }
 
     fn remember_bounds(&self, zygotes: impl Iterator<Item = i32>) {

@@ -1,11 +1,12 @@
 //! The bucket against a real S3 server that the test starts, and with everything that networks do to one.
-#![expect(clippy::unwrap_used, unsafe_code, reason = "a test that can't go on fails; the environment is set before any thread")]
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aws_sdk_s3::config::Credentials;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -13,7 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
-use store::{Kept, S3, Store, StoreError};
+use store::{Fetched, Kept, S3, StoreError, Version};
 
 const WELL: u8 = 0;
 const NEVER: u8 = 1;
@@ -28,7 +29,7 @@ struct Bucket {
     root: tempfile::TempDir,
 }
 
-/// One server for one test: nextest gives each a process of its own.
+/// One server for one test.
 async fn bucket() -> Bucket {
     let root = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(root.path().join("s3/bucket")).unwrap();
@@ -53,17 +54,11 @@ async fn bucket() -> Bucket {
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handle));
         }
     });
-    let environment = [
-        ("AWS_ENDPOINT_URL", format!("http://{address}")),
-        ("AWS_ACCESS_KEY_ID", "key".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
-        ("AWS_REGION", "eu-west-1".to_owned()),
-    ];
-    for (name, value) in environment {
-        // SAFETY: no other thread of this process reads the environment now.
-        unsafe { std::env::set_var(name, value) };
-    }
-    let store = Arc::new(S3::open("bucket", Duration::from_secs(3)).await);
+    let known = aws_config::defaults(aws_config::BehaviorVersion::latest())
+        .endpoint_url(format!("http://{address}"))
+        .region(aws_config::Region::new("eu-west-1"))
+        .credentials_provider(Credentials::new("key", "secret", None, None, "the test"));
+    let store = Arc::new(S3::open_with(known, "bucket", Duration::from_secs(3)).await);
     Bucket { store, mood, requests, root }
 }
 
@@ -119,19 +114,26 @@ fn write(path: &Path, content: &[u8]) {
     std::fs::write(path, content).unwrap();
 }
 
+fn version(fetched: Fetched) -> Version {
+    match fetched {
+        Fetched::Whole(version) | Fetched::Damaged(version) => version,
+        Fetched::Absent => panic!("there is nothing"),
+    }
+}
+
 #[tokio::test]
 async fn an_object_comes_back_as_it_was_put_and_is_written_once() {
     let bucket = bucket().await;
     let (from, to) = (bucket.root.path().join("from"), bucket.root.path().join("to"));
     let content = vec![7; 3 << 20];
     write(&from, &content);
-    assert!(!bucket.store.fetch("packages/a b.zip", &to, 1 << 30).await.unwrap());
-    assert_eq!(bucket.store.keep("packages/a b.zip", &from).await.unwrap(), Kept::New);
-    assert!(bucket.store.fetch("packages/a b.zip", &to, 1 << 30).await.unwrap());
+    assert_eq!(bucket.store.fetch("packages/a b.zip", &to, 1 << 30).await.unwrap(), Fetched::Absent);
+    assert_eq!(bucket.store.keep("packages/a b.zip", &from, None).await.unwrap(), Kept::New);
+    assert!(matches!(bucket.store.fetch("packages/a b.zip", &to, 1 << 30).await.unwrap(), Fetched::Whole(_)));
     assert_eq!(std::fs::read(&to).unwrap(), content);
     write(&from, b"another");
-    assert_eq!(bucket.store.keep("packages/a b.zip", &from).await.unwrap(), Kept::AlreadyThere);
-    assert!(matches!(bucket.store.fetch("packages/a b.zip", &to, 1000).await, Err(StoreError::Damaged(_))));
+    assert_eq!(bucket.store.keep("packages/a b.zip", &from, None).await.unwrap(), Kept::AlreadyThere);
+    assert!(matches!(bucket.store.fetch("packages/a b.zip", &to, 1000).await, Err(StoreError::TooLarge(_))));
 }
 
 #[tokio::test]
@@ -141,13 +143,13 @@ async fn of_many_that_race_one_writes_and_all_are_content() {
     write(&from, &vec![7; 1 << 20]);
     let race = (0..6).map(|_| {
         let (store, from) = (bucket.store.clone(), from.clone());
-        tokio::spawn(async move { store.keep("packages/race.zip", &from).await })
+        tokio::spawn(async move { store.keep("packages/race.zip", &from, None).await })
     });
     for racer in race.collect::<Vec<_>>() {
         racer.await.unwrap().unwrap();
     }
     let to = bucket.root.path().join("to");
-    assert!(bucket.store.fetch("packages/race.zip", &to, 1 << 30).await.unwrap());
+    assert!(matches!(bucket.store.fetch("packages/race.zip", &to, 1 << 30).await.unwrap(), Fetched::Whole(_)));
 }
 
 #[tokio::test]
@@ -155,13 +157,46 @@ async fn half_an_object_and_a_changed_one_are_seen() {
     let bucket = bucket().await;
     let (from, to) = (bucket.root.path().join("from"), bucket.root.path().join("to"));
     write(&from, &vec![7; 1 << 20]);
-    bucket.store.keep("packages/a.zip", &from).await.unwrap();
+    bucket.store.keep("packages/a.zip", &from, None).await.unwrap();
     for mood in [HALF, CHANGED] {
         bucket.mood.store(mood, Ordering::Relaxed);
-        bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap_err();
+        assert!(!matches!(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await, Ok(Fetched::Whole(_)) | Ok(Fetched::Absent)));
     }
     bucket.mood.store(WELL, Ordering::Relaxed);
-    assert!(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap());
+    assert!(matches!(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap(), Fetched::Whole(_)));
+}
+
+/// `research/review.md` C17c: it was there already, for ever.
+#[tokio::test]
+async fn a_damaged_object_is_replaced_by_the_first_that_has_it_whole() {
+    let bucket = bucket().await;
+    let (from, to) = (bucket.root.path().join("from"), bucket.root.path().join("to"));
+    write(&from, b"whole");
+    bucket.store.keep("packages/a.zip", &from, None).await.unwrap();
+    for spoilt in [&b"spoilt"[..], b"spoil", b""] {
+        write(&bucket.root.path().join("s3/bucket/packages/a.zip"), spoilt);
+        let Fetched::Damaged(seen) = bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap() else {
+            panic!("{spoilt:?} is not what was put there")
+        };
+        assert_eq!(bucket.store.keep("packages/a.zip", &from, Some(&seen)).await.unwrap(), Kept::New);
+        assert!(matches!(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap(), Fetched::Whole(_)));
+        assert_eq!(std::fs::read(&to).unwrap(), b"whole");
+    }
+}
+
+#[tokio::test]
+async fn what_has_been_replaced_meanwhile_is_left_alone() {
+    let bucket = bucket().await;
+    let (from, to) = (bucket.root.path().join("from"), bucket.root.path().join("to"));
+    write(&from, b"first");
+    bucket.store.keep("packages/a.zip", &from, None).await.unwrap();
+    let seen = version(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap());
+    write(&from, b"second");
+    assert_eq!(bucket.store.keep("packages/a.zip", &from, Some(&seen)).await.unwrap(), Kept::New);
+    write(&from, b"third");
+    assert_eq!(bucket.store.keep("packages/a.zip", &from, Some(&seen)).await.unwrap(), Kept::AlreadyThere);
+    bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap();
+    assert_eq!(std::fs::read(&to).unwrap(), b"second");
 }
 
 #[tokio::test]
@@ -172,7 +207,7 @@ async fn a_service_that_hangs_or_is_out_of_order_is_given_up_after_a_while() {
     for mood in [NEVER, UNAVAILABLE] {
         bucket.mood.store(mood, Ordering::Relaxed);
         assert!(matches!(bucket.store.fetch("packages/a.zip", &to, 1000).await, Err(StoreError::Service(_))));
-        assert!(matches!(bucket.store.keep("packages/a.zip", &to).await, Err(StoreError::Service(_))));
+        assert!(matches!(bucket.store.keep("packages/a.zip", &to, None).await, Err(StoreError::Service(_))));
     }
     // Each was tried twice at most.
     assert!(bucket.requests.load(Ordering::Relaxed) <= 8);

@@ -1,6 +1,7 @@
 //! A set as one file, for the store.
 //!
-//! Rule: unpacking writes below its folder only, regular files only, and no more bytes than allowed.
+//! Rule: unpacking writes below its folder only, regular files only, and no more bytes than allowed. What is no such archive
+//! is `InvalidData`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -39,7 +40,7 @@ pub(crate) fn unpack(from: &Path, folder: &Path, max_bytes: u64) -> io::Result<(
     let mut left = max_bytes;
     for index in 0..archive.len() {
         let file = archive.by_index(index)?;
-        let inner = file.enclosed_name().ok_or_else(|| io::Error::other("a file would be outside of its folder"))?;
+        let inner = file.enclosed_name().ok_or_else(|| invalid("a file would be outside of its folder"))?;
         let path = folder.join(inner);
         if file.is_dir() {
             continue;
@@ -52,6 +53,10 @@ pub(crate) fn unpack(from: &Path, folder: &Path, max_bytes: u64) -> io::Result<(
         }
     }
     Ok(())
+}
+
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 #[cfg(test)]
@@ -80,7 +85,28 @@ mod tests {
         writer.start_file("../outside", SimpleFileOptions::default()).expect("begun");
         writer.write_all(b"x").expect("written");
         writer.finish().expect("finished");
-        unpack(&archive, &root.path().join("inside"), 100).expect_err("refused");
-        assert!(!root.path().join("outside").exists());
+        let error = unpack(&archive, &root.path().join("inside"), 100).expect_err("refused");
+        assert!(error.kind() == io::ErrorKind::InvalidData && !root.path().join("outside").exists(), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_archive_is_told_from_what_there_is_no_room_for() {
+        let root = tempfile::tempdir().expect("a folder");
+        let of = |name: &str| root.path().join(name);
+        std::fs::create_dir(of("set")).expect("made");
+        std::fs::write(of("set/a.py"), "x = 1\n".repeat(1000)).expect("written");
+        pack(&of("set"), &of("set.zip")).expect("packed");
+        let whole = std::fs::read(of("set.zip")).expect("read");
+        let kind = |bytes: &[u8], most: u64| {
+            std::fs::write(of("it.zip"), bytes).expect("written");
+            unpack(&of("it.zip"), &of("back"), most).map_err(|error| error.kind())
+        };
+        assert_eq!(kind(&whole, 10_000), Ok(()));
+        assert_ne!(kind(&whole, 100), Err(io::ErrorKind::InvalidData));
+        let mut changed = whole.clone();
+        changed[60] ^= 0xff;
+        for damaged in [&b"spoilt"[..], &whole[..whole.len() / 2], &changed] {
+            assert_eq!(kind(damaged, 10_000), Err(io::ErrorKind::InvalidData));
+        }
     }
 }

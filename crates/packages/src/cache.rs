@@ -12,12 +12,14 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use answers::Answer;
@@ -50,6 +52,8 @@ pub(crate) struct Cache {
     /// Sets whose bytecode this process has begun to compile.
     compiled: Mutex<HashSet<String>>,
     next: AtomicU64,
+    /// Its own folder and that of the sets, as they were when it was opened. While they are held no other has their numbers.
+    opened: [Option<OwnedFd>; 2],
 }
 
 /// What is known of a set, beside it.
@@ -69,11 +73,27 @@ pub(crate) struct Lease {
 }
 
 /// A folder for one install; removed when dropped.
-pub(crate) struct Work(pub(crate) PathBuf, #[expect(dead_code, reason = "held for its lock")] Option<File>);
+pub(crate) struct Work(pub(crate) PathBuf, Option<File>);
 
 impl Drop for Work {
+    /// Behind whoever drops it, where it can be: thousands of files would hold up all other tasks.
     fn drop(&mut self) {
-        let _ = sandbox::remove(&self.0);
+        let left = Left { folder: std::mem::take(&mut self.0), _lock: self.1.take() };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(left));
+        }
+    }
+}
+
+/// A folder that nobody needs any more: removed also when the runtime ends before its turn has come.
+struct Left {
+    folder: PathBuf,
+    _lock: Option<File>,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = sandbox::remove(&self.folder);
     }
 }
 
@@ -123,6 +143,7 @@ impl Cache {
             uses: Mutex::default(),
             compiled: Mutex::default(),
             next: AtomicU64::new(0),
+            opened: [root, &Self::sets_in(root)].map(|folder| name(folder).ok()),
         };
         cache.remove_left_work();
         Ok(cache)
@@ -131,6 +152,18 @@ impl Cache {
     /// Whether user code can't write here.
     pub(crate) fn is_guarded(&self) -> bool {
         self.guarded
+    }
+
+    /// Whether its folders are those that were opened, and none that have taken their names since. What code has closed is
+    /// mended when it is used.
+    pub(crate) fn is_where_it_was(&self) -> bool {
+        let number = |folder: &OwnedFd| rustix::fs::fstat(folder).map(|stat| (stat.st_dev, stat.st_ino));
+        let folders = [self.root.clone(), Self::sets_in(&self.root)];
+        self.opened.iter().zip(&folders).all(|(then, folder)| match (then, name(folder)) {
+            (Some(then), Ok(now)) => number(then) == number(&now),
+            (_, Err(error)) => error == Errno::ACCESS,
+            (None, Ok(_)) => true,
+        })
     }
 
     fn work_root(&self) -> PathBuf {
@@ -177,7 +210,11 @@ impl Cache {
             sandbox::remove(&path).ok()?;
         }
         std::fs::create_dir_all(&path).ok()?;
-        Some(Downloads(path, lock))
+        let downloads = Downloads(path, lock);
+        // Also of installs that came to nothing.
+        self.bound(&downloads);
+        std::fs::create_dir_all(&downloads.0).ok()?;
+        Some(downloads)
     }
 
     /// Takes a set into use, if it is there and as it was made, or can be made so.
@@ -263,9 +300,13 @@ impl Cache {
             }
         }
         self.forget_old_answers();
-        if let Some(downloads) = downloads
-            && size(&downloads.0) > self.max_bytes
-        {
+        if let Some(downloads) = downloads {
+            self.bound(downloads);
+        }
+    }
+
+    fn bound(&self, downloads: &Downloads) {
+        if size(&downloads.0) > self.max_bytes {
             let _ = sandbox::remove(&downloads.0);
         }
     }
@@ -421,6 +462,12 @@ struct Set {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder by its name alone: no right to it is needed.
+fn name(folder: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::empty())
 }
 
 /// One of another user is no server that shares this folder.

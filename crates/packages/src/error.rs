@@ -1,5 +1,7 @@
 //! Why a package is not to be had.
 
+use std::io;
+
 use serde::Serialize;
 
 /// The stable reason of a refusal: a client may match on it.
@@ -78,11 +80,25 @@ impl PackageError {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
+
+    /// A fault of the server's. The caller hears what it was and of which kind; the rest, which may name the server's files,
+    /// is for the log.
+    pub(crate) fn fault(what: &str, error: &io::Error) -> Self {
+        tracing::warn!(what, %error, "an install failed");
+        Self::new(Reason::Failed, format!("{what} failed ({}); the server's log says more", error.kind()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_of_the_server_names_none_of_its_files() {
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, "/var/cache/secret: no");
+        let shown = PackageError::fault("making a folder", &error).message;
+        assert_eq!(shown, "making a folder failed (permission denied); the server's log says more");
+    }
 
     #[test]
     fn reasons_read_the_same_in_rust_and_on_the_wire() {

@@ -1,24 +1,31 @@
 //! Resolving and installing, by uv where there is one, else by pip from the Python tree.
 //!
 //! Rules: wheels only, so that nothing of a package ever runs; copies, never links into a cache; every file is held to
-//! the hash it was resolved with. What an installer says reaches a person only without addresses and credentials.
+//! the hash it was resolved with. What an installer says reaches a person only without addresses, credentials and paths.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use tokio::io::AsyncReadExt;
+
+use crate::config::IndexUrl;
 use crate::error::{PackageError, Reason};
 use crate::installed::Package;
 use crate::pin::{Pin, pins, reported};
 use crate::process::{Bounds, Said, Starter};
 use crate::requirement::Wanted;
+use crate::words;
 
 /// Runs pip and the compiler.
 const BOOTSTRAP: &str = include_str!("bootstrap.py");
 /// What of the server's environment an installer needs to reach an index.
 const PASSED_ON: [&str; 8] =
     ["SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"];
+
+/// Of pip's log.
+const MAX_LOG_BYTES: u64 = 8 << 20;
 
 /// The program that installs.
 #[derive(Clone, Debug)]
@@ -41,8 +48,7 @@ pub(crate) struct Installer {
     pub(crate) starter: Starter,
     pub(crate) python: PathBuf,
     pub(crate) site: PathBuf,
-    /// May hold credentials.
-    pub(crate) index: Option<String>,
+    pub(crate) index: Option<IndexUrl>,
     /// Packages must have been on the index for so long.
     pub(crate) min_age: Option<Duration>,
     /// A filter program in hexadecimal: with it in force no program starts. Empty where there is none.
@@ -60,12 +66,13 @@ impl Installer {
         bounds: &Bounds,
     ) -> Result<Vec<Pin>, PackageError> {
         let requirements = place.work.join("wanted.txt");
-        write(&requirements, wanted.iter().map(Wanted::line))?;
+        write(&requirements, wanted.iter().map(Wanted::line)).await?;
         let constraints = place.work.join("constraints.txt");
         let pinned = stack.into_iter().flatten().map(|package| format!("{}=={}", package.name, package.version));
         let listed = extra.values().filter(|pin| !stack.into_iter().flatten().any(|package| package.name == pin.name));
-        write(&constraints, pinned.chain(listed.map(Pin::line)))?;
+        write(&constraints, pinned.chain(listed.map(Pin::line))).await?;
         let (mut command, report) = (self.command(place, stack.is_some()), place.work.join("report.json"));
+        let log = place.work.join("pip.log");
         match &self.tool {
             Tool::Uv(_) => {
                 command.args(["pip", "compile", "--quiet", "--no-header", "--annotation-style", "line", "--generate-hashes"]);
@@ -77,22 +84,24 @@ impl Installer {
             }
             Tool::Pip(_) => {
                 command.args(["install", "--dry-run", "--quiet", "--only-binary", ":all:", "--report"]).arg(&report);
+                command.arg("--log").arg(&log);
                 if stack.is_none() {
                     command.arg("--ignore-installed");
                 }
                 if let Some(time) = self.newest() {
                     command.args(["--uploaded-prior-to", &time]);
                 }
-                command.arg("-c").arg(&constraints).arg("-r").arg(&requirements);
+                // By name: of a file's lines pip would tell the numbers.
+                command.arg("-c").arg(&constraints).args(wanted.iter().map(Wanted::line));
             }
         }
         let said = self.starter.run(command, bounds, false, &mut |_| {}).await?;
         if !said.status.success() {
-            return Err(self.refusal(&said));
+            return Err(self.refusal(&said, &words::failed_fetches(&log_of_pip(&log).await)));
         }
         match &self.tool {
             Tool::Uv(_) => pins(&said.stdout),
-            Tool::Pip(_) => reported(&std::fs::read(&report).unwrap_or_default()),
+            Tool::Pip(_) => reported(&tokio::fs::read(&report).await.unwrap_or_default()),
         }
     }
 
@@ -107,7 +116,7 @@ impl Installer {
     ) -> Result<(), PackageError> {
         let lock = place.work.join("lock.txt");
         let lines = pins.iter().map(|pin| pin.hashes.iter().fold(pin.line(), |line, hash| line + " --hash=" + hash));
-        write(&lock, lines)?;
+        write(&lock, lines).await?;
         let mut command = self.command(place, false);
         match &self.tool {
             Tool::Uv(_) => {
@@ -129,7 +138,7 @@ impl Installer {
             }
         };
         let said = self.starter.run(command, bounds, false, &mut hear).await?;
-        if said.status.success() { Ok(()) } else { Err(self.refusal(&said)) }
+        if said.status.success() { Ok(()) } else { Err(self.refusal(&said, "")) }
     }
 
     /// Compiles a folder's bytecode, behind everything else on the machine.
@@ -173,7 +182,7 @@ impl Installer {
                     ("UV_HTTP_TIMEOUT", "20"),
                 ]);
                 command.env("UV_CACHE_DIR", downloads);
-                command.envs(self.index.iter().map(|index| ("UV_DEFAULT_INDEX", index)));
+                command.envs(self.index.iter().map(|index| ("UV_DEFAULT_INDEX", index.as_str())));
             }
             Tool::Pip(_) => {
                 command.envs([
@@ -186,7 +195,7 @@ impl Installer {
                     ("PIP_TIMEOUT", "20"),
                 ]);
                 command.env("PIP_CACHE_DIR", downloads);
-                command.envs(self.index.iter().map(|index| ("PIP_INDEX_URL", index)));
+                command.envs(self.index.iter().map(|index| ("PIP_INDEX_URL", index.as_str())));
                 command.envs(std::env::var_os("SSL_CERT_FILE").map(|file| ("PIP_CERT", file)));
             }
         }
@@ -200,136 +209,38 @@ impl Installer {
         Some(rfc3339(moment.as_secs()))
     }
 
-    /// Puts an installer's failure into stable words.
-    fn refusal(&self, said: &Said) -> PackageError {
-        let text = format!("{}\n{}", said.stderr, said.stdout);
-        tracing::debug!(stderr = %self.redacted(&text), "an installer failed");
-        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        let reason = match () {
-            // " @ " stands in a requirement before an address and nowhere else.
-            () if has(&["direct reference: ", "included as a URL dependency"]) || has(&[" @ "]) && has(&["://"]) => {
-                Reason::DirectReference
-            }
-            () if has(&["Hash mismatch", "DO NOT MATCH THE HASHES", "hash mismatch"]) => Reason::HashMismatch,
-            () if has(&[
-                "no wheels",
-                "no usable wheels",
-                "no matching wheel",
-                "Building source distributions",
-                "building from source is disabled",
-            ]) =>
-            {
-                Reason::NoWheel
-            }
-            () if has(&[
-                "error sending request",
-                "Failed to fetch",
-                "Connection refused",
-                "ConnectionError",
-                "ConnectTimeout",
-                "timed out",
-                "NewConnectionError",
-                "request or response body error",
-                "error decoding response body",
-                "IncompleteRead",
-                "Failed to download",
-                "401",
-                "403 ",
-                "network connectivity",
-            ]) =>
-            {
-                Reason::IndexUnreachable
-            }
-            () if has(&[
-                "not found in the package registry",
-                "No matching distribution found",
-                "there is no version of",
-                "was not found in the",
-                "only the following versions",
-            ]) =>
-            {
-                Reason::NotFound
-            }
-            () if has(&["No solution found", "ResolutionImpossible"]) => Reason::NoSolution,
-            () => Reason::Failed,
+    /// Puts an installer's failure into stable words. `beside`: what it has written elsewhere.
+    fn refusal(&self, said: &Said, beside: &str) -> PackageError {
+        let text = format!("{beside}{}\n{}", said.stderr, said.stdout);
+        let reason = words::reason_of(&text);
+        tracing::debug!(reason = reason.as_str(), stderr = %self.redacted(&text), "an installer failed");
+        let detail = words::detail(&words::without_paths(&self.redacted(&said.stderr)), reason);
+        let what: &str = match (reason, self.min_age) {
+            (Reason::NotFound, Some(_)) => &format!("{}, or none as old as MIN_PACKAGE_AGE asks", words::explained(reason)),
+            _ => words::explained(reason),
         };
-        let what = match reason {
-            Reason::DirectReference => "a package needs another from an address; only names on the package index are taken",
-            Reason::HashMismatch => "a file is not the one its hash promises, and was not installed",
-            Reason::NoWheel => "there is no wheel of it for this Python and machine, and sources are never built here",
-            Reason::IndexUnreachable => "the package index did not answer, or broke off",
-            Reason::NotFound => "the package index has no such package or version with a wheel for this machine",
-            Reason::NoSolution => "the requirements can't be met together",
-            _ => "the installer failed",
-        };
-        let detail = self.redacted(&said.stderr);
-        let lines = detail.lines().map(without_label).filter(|line| is_detail(line)).collect::<Vec<_>>();
-        // Of a traceback the end tells.
-        let lines = if reason == Reason::Failed { &lines[lines.len().saturating_sub(2)..] } else { &lines[..lines.len().min(4)] };
-        let detail = lines.join(" ");
-        let detail = detail.chars().filter(|c| !c.is_control()).take(600).collect::<String>();
         PackageError::new(reason, if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") })
     }
 
     /// The text without addresses, which may hold credentials.
     fn redacted(&self, text: &str) -> String {
-        let mut text = without_addresses(text);
-        for secret in self.index.iter().flat_map(|index| secrets(index)) {
-            text = text.replace(&secret, "****");
-        }
-        text
+        let text = words::without_addresses(text);
+        self.index.as_ref().map_or(text.clone(), |index| index.redact(&text))
     }
 }
 
-fn without_label(line: &str) -> &str {
-    let labels =
-        ["error:", "ERROR:", "cause:", "No solution found when resolving dependencies", "\u{d7}", "\u{2570}\u{2500}\u{25b6}"];
-    labels.iter().fold(line.trim(), |line, label| line.strip_prefix(label).unwrap_or(line).trim())
-}
-
-fn is_detail(line: &str) -> bool {
-    !line.is_empty() && !line.starts_with("Using ") && !line.starts_with("Resolved ") && !line.starts_with("hint:")
-}
-
-/// Users and passwords of an index's address, as they are written there and decoded.
-fn secrets(index: &str) -> Vec<String> {
-    let Some((user_info, _)) = index.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')) else { return Vec::new() };
-    let parts = user_info.split(':').filter(|part| part.len() > 2);
-    parts.flat_map(|part| [part.to_owned(), decoded(part)]).collect()
-}
-
-fn decoded(text: &str) -> String {
-    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
-    while let Some((first, tail)) = rest.split_first() {
-        let hex = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        let escaped = hex.filter(|_| *first == b'%');
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
+/// What pip has written to its log, as far as it is worth reading.
+async fn log_of_pip(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = tokio::fs::File::open(path).await {
+        let _ = file.take(MAX_LOG_BYTES).read_to_end(&mut bytes).await;
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Replaces whatever looks like `scheme://…` up to the next blank, quote or bracket.
-fn without_addresses(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let start = rest[..at].rfind(|c: char| !c.is_ascii_alphanumeric() && c != '+').map_or(0, |before| before + 1);
-        // The character before may be longer than one byte.
-        let start = (start..=at).find(|index| rest.is_char_boundary(*index)).unwrap_or(at);
-        out.push_str(&rest[..start]);
-        out.push_str("(the index)");
-        let tail = &rest[at + 3..];
-        let end = tail.find(|c: char| c.is_whitespace() || "`'\")>]".contains(c)).unwrap_or(tail.len());
-        rest = &tail[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
-fn write(path: &Path, lines: impl Iterator<Item = String>) -> Result<(), PackageError> {
+async fn write(path: &Path, lines: impl Iterator<Item = String>) -> Result<(), PackageError> {
     let text = lines.map(|line| line + "\n").collect::<String>();
-    std::fs::write(path, text).map_err(|error| PackageError::new(Reason::Failed, format!("{}: {error}", path.display())))
+    tokio::fs::write(path, text).await.map_err(|error| PackageError::fault("writing down what is installed", &error))
 }
 
 /// Seconds since 1970 as `2026-11-25T00:00:00Z` (the days by <https://howardhinnant.github.io/date_algorithms.html>).
@@ -403,14 +314,5 @@ mod tests {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(rfc3339(1_795_614_062), "2026-11-25T13:41:02Z");
-    }
-
-    #[test]
-    fn addresses_and_credentials_do_not_leave_the_installer() {
-        let text = "error: Failed to fetch: `https://user:se%40cret@index.example/simple/x/` for user with se@cret";
-        assert_eq!(without_addresses(text), "error: Failed to fetch: `(the index)` for user with se@cret");
-        assert_eq!(secrets("https://user:se%40cret@index.example/simple"), ["user", "user", "se%40cret", "se@cret"]);
-        assert!(secrets("https://index.example/simple").is_empty());
-        assert_eq!(without_addresses("é://x y"), "é(the index) y");
     }
 }

@@ -6,6 +6,7 @@
 
 mod archive;
 mod cache;
+mod config;
 mod error;
 mod folders;
 mod installed;
@@ -17,9 +18,11 @@ mod process;
 mod requirement;
 mod seal;
 mod shared;
+mod words;
 mod workshop;
 
+pub use config::{IndexUrl, PackagesConfig, Target};
 pub use error::{PackageError, Reason};
 pub use installed::{Package, installed};
-pub use prepare::{Packages, PackagesConfig, Prepared, Target};
+pub use prepare::{Packages, Prepared};
 pub use requirement::name_of;

@@ -194,6 +194,21 @@ mod tests {
         assert!(doubted(&[pin("pandsa", &["of-the-stack"])]).is_empty());
     }
 
+    /// Where this fails after an update of Python, the list has to follow.
+    #[test]
+    fn the_standard_library_is_that_of_the_tree() {
+        // Of other systems, Python's own tests and jokes, and what nobody imports by itself.
+        const LEFT_OUT: &str = "antigravity idlelib msvcrt nt nturl2path pydoc-data sre-compile sre-constants sre-parse this \
+            turtledemo winreg winsound";
+        let python = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/tree/python/bin/python3");
+        let code = "import sys; print(*sorted(n.lower().replace('_', '-') for n in sys.stdlib_module_names if n[0] != '_'))";
+        let output = std::process::Command::new(python).args(["-I", "-c", code]).output().expect("the tree is built");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let theirs = text.split_whitespace().collect::<BTreeSet<_>>();
+        let ours = STANDARD_LIBRARY.split_whitespace().chain(LEFT_OUT.split_whitespace()).collect::<BTreeSet<_>>();
+        assert_eq!(ours, theirs);
+    }
+
     #[test]
     fn the_lists_are_in_normal_form() {
         let normal = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use crate::cache::{Answer, Cache, Lease};
+use crate::config::{IndexUrl, PackagesConfig, Target};
 use crate::error::{PackageError, Reason};
 use crate::installed::{Package, installed};
 use crate::installer::{Installer, Place};
@@ -21,7 +22,7 @@ use crate::names;
 use crate::pin::{Pin, pins};
 use crate::process::Bounds;
 use crate::requirement::{Against, Parsed, Wanted, parse};
-use crate::shared::SharedSets;
+use crate::shared::{Offered, SharedSets};
 use crate::workshop::{self, Workshop};
 
 /// Installers that run at the same time.
@@ -30,52 +31,6 @@ const INSTALLERS: usize = 2;
 const COMPILE_PATIENCE: Duration = Duration::from_secs(120);
 /// Requirements of one call.
 const MAX_REQUIREMENTS: usize = 64;
-
-/// What the operator decides.
-#[derive(Clone, Debug)]
-pub struct PackagesConfig {
-    /// Whether anything is installed at all.
-    pub allow_install: bool,
-    /// Where sets are kept.
-    pub directory: PathBuf,
-    /// The uv to install with; looked for beside the tree and on the path when not named, not used when empty.
-    pub uv: Option<PathBuf>,
-    /// The index's address, perhaps with credentials; the installer's own default when not named.
-    pub index: Option<String>,
-    /// How long resolving and installing may take together.
-    pub timeout: Duration,
-    /// Names that are never installed.
-    pub blocked: Vec<String>,
-    /// The only names that are installed, when there are any.
-    pub allowed: Vec<String>,
-    /// Names that are right although they look like a slip.
-    pub known: Vec<String>,
-    /// How long a file must have been on the index.
-    pub min_age: Option<Duration>,
-    /// A list of pins with hashes: nothing else is installed.
-    pub hashes: Option<PathBuf>,
-    /// What all sets may take on disk, in bytes.
-    pub cache_bytes: u64,
-    /// What one install may take, in bytes.
-    pub install_bytes: u64,
-    /// How many packages one install may bring.
-    pub install_packages: usize,
-    /// The bucket where sets are shared with other environments.
-    pub s3_bucket: Option<String>,
-}
-
-/// The Python that packages are for.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The tree's folder.
-    pub root: PathBuf,
-    /// The interpreter.
-    pub python: PathBuf,
-    /// The stack.
-    pub site: PathBuf,
-    /// `3.13.0`
-    pub version: String,
-}
 
 /// The packages of one Python tree.
 pub struct Packages {
@@ -139,12 +94,6 @@ impl Packages {
         }
     }
 
-    /// The folder that kernels must be able to read; made here, as a rule for it needs it to be there.
-    pub fn readable(config: &PackagesConfig) -> Option<PathBuf> {
-        let made = config.allow_install && crate::folders::make(&config.directory).is_ok();
-        made.then(|| Cache::sets_in(&config.directory))
-    }
-
     /// Where sets are kept.
     pub fn directory(&self) -> &Path {
         &self.config.directory
@@ -186,6 +135,9 @@ impl Packages {
             return Ok(Prepared::new(Answer::default(), None, notes));
         }
         let workshop = self.workshop.as_ref().map_err(Clone::clone)?;
+        if workshop.let_in_by_rule && !workshop.cache.is_where_it_was() {
+            return Err(moved_away(&self.config));
+        }
         let key = self.key_of(&wanted);
         if let Some(found) = remembered(&workshop.cache, &key).await? {
             // The lists may be others than when it was installed.
@@ -298,17 +250,18 @@ impl Packages {
         deadline: Instant,
         say: &mut (dyn FnMut(&str) + Send),
     ) -> Result<(Answer, Option<Lease>), PackageError> {
-        let Workshop { cache, installer } = workshop;
-        let failed = |what: &str, error: std::io::Error| PackageError::new(Reason::Failed, format!("{what}: {error}"));
+        let Workshop { cache, installer, .. } = workshop;
         let (work, downloads) = on_disk(cache, |cache| (cache.work(), cache.downloads())).await?;
-        let work = work.map_err(|error| failed("making a folder to install in", error))?;
+        let work = work.map_err(|error| PackageError::fault("making a folder to install in", &error))?;
         let kept = downloads.as_ref().map(|downloads| downloads.0.clone());
         let place = Place { work: work.0.clone(), downloads: kept.clone().unwrap_or_else(|| work.0.join("downloads")) };
         let folders = std::iter::once(work.0.clone()).chain(kept.clone()).collect::<Vec<_>>();
         let bounds = Bounds { deadline, bytes: self.config.install_bytes, watched: folders.clone(), writable: folders };
         say("resolving");
-        let listed = self.listed()?;
-        let (pins, separate) = self.resolve(installer, &place, wanted, listed.as_ref(), &bounds).await?;
+        let listed = self.listed().await?;
+        let resolved = self.resolve(installer, &place, wanted, listed.as_ref(), &bounds).await;
+        forget_half(cache, &resolved, kept.as_ref()).await;
+        let (pins, separate) = resolved?;
         if pins.is_empty() {
             return Ok((Answer::default(), None));
         }
@@ -323,8 +276,8 @@ impl Packages {
             return Ok((answer, Some(lease)));
         }
         let target = work.0.join("target");
-        let fetched = self.shared.fetch(&set, &work.0, &target, self.config.install_bytes).await;
-        if fetched {
+        let offered = self.shared.fetch(&set, &work.0, &target, self.config.install_bytes).await;
+        if offered == Offered::Set {
             say(&format!("fetched {}", answer.packages.join(", ")));
         } else {
             say(&format!("installing {}", answer.packages.join(", ")));
@@ -334,16 +287,11 @@ impl Packages {
                 say(&format!("downloaded {} of {}", downloaded.min(pins.len()), pins.len()));
             };
             let installed = installer.install(&place, &pins, &target, &bounds, &mut count).await;
-            if matches!(&installed, Err(error) if error.reason == Reason::TooLarge)
-                && let Some(downloads) = &kept
-            {
-                // The half of a bomb must not stay.
-                let _ = sandbox::remove(downloads);
-            }
+            forget_half(cache, &installed, kept.as_ref()).await;
             installed?;
             if !cache.is_guarded() {
                 // Before any code can have written to it.
-                self.shared.keep(&set, &target, &work.0).await;
+                self.shared.keep(&set, &target, &work.0, &offered).await;
             }
         }
         let name = set.clone();
@@ -354,11 +302,11 @@ impl Packages {
             (lease, work)
         })
         .await?;
-        let lease = lease.map_err(|error| failed("putting the packages in their place", error))?;
-        if !fetched {
+        let lease = lease.map_err(|error| PackageError::fault("putting the packages in their place", &error))?;
+        if offered != Offered::Set {
             if cache.is_guarded() && self.shared.is_there() {
                 let (shared, set, folder) = (self.shared.clone(), set.clone(), lease.directory.clone());
-                tokio::spawn(async move { shared.keep(&set, &folder, &work.0).await });
+                tokio::spawn(async move { shared.keep(&set, &folder, &work.0, &offered).await });
             }
             say(&format!("installed {} packages", pins.len()));
         }
@@ -409,9 +357,10 @@ impl Packages {
     }
 
     /// The operator's list of hashes.
-    fn listed(&self) -> Result<Option<BTreeMap<String, Pin>>, PackageError> {
+    async fn listed(&self) -> Result<Option<BTreeMap<String, Pin>>, PackageError> {
         let Some(path) = &self.config.hashes else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
+        let text = tokio::fs::read_to_string(path)
+            .await
             .map_err(|error| PackageError::new(Reason::Failed, format!("PACKAGE_HASHES can't be read: {}", error.kind())))?;
         Ok(Some(pins(&text)?.into_iter().map(|pin| (pin.name.clone(), pin)).collect()))
     }
@@ -437,7 +386,10 @@ impl Packages {
     fn key_of(&self, wanted: &[Wanted]) -> String {
         let mut hash = Sha256::new();
         let stack = self.stack().iter().map(|package| format!("{}=={}", package.name, package.version));
-        let rules = [self.tag(), format!("{:?}", (&self.config.index, self.config.min_age, &self.config.hashes))];
+        let rules = [
+            self.tag(),
+            format!("{:?}", (self.config.index.as_ref().map(IndexUrl::as_str), self.config.min_age, &self.config.hashes)),
+        ];
         for line in rules.into_iter().chain(wanted.iter().map(Wanted::line)).chain(["stack".to_owned()]).chain(stack) {
             hash.update(line.as_bytes());
             hash.update([0]);
@@ -472,7 +424,22 @@ async fn on_disk<T: Send + 'static>(
 ) -> Result<T, PackageError> {
     let cache = cache.clone();
     let done = tokio::task::spawn_blocking(move || work(&cache)).await;
-    done.map_err(|error| PackageError::new(Reason::Failed, format!("looking after the packages: {error}")))
+    done.map_err(|error| PackageError::fault("looking after the packages", &error.into()))
+}
+
+/// What was downloaded of something that is too large must not stay.
+async fn forget_half<T>(cache: &Arc<Cache>, done: &Result<T, PackageError>, downloads: Option<&PathBuf>) {
+    if let (Err(PackageError { reason: Reason::TooLarge, .. }), Some(downloads)) = (done, downloads.cloned()) {
+        let _ = on_disk(cache, move |_| sandbox::remove(&downloads)).await;
+    }
+}
+
+/// A rule is for a folder and not for its name: code would be refused what is installed now.
+fn moved_away(config: &PackagesConfig) -> PackageError {
+    tracing::error!(folder = %config.directory.display(), "PACKAGE_DIR was removed or replaced while the server ran; restart it");
+    let message = "PACKAGE_DIR was removed or replaced while the server ran, and code may read the one that was there at its \
+                   start only: an operator must restart the server (to clear it, empty its folder sets)";
+    PackageError::new(Reason::Failed, message)
 }
 
 /// A set found again.

@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox::{InstallerCage, InstallerLimits, Reaper};
+use sandbox::{Holding, InstallerCage, InstallerLimits, Reaper};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 use crate::error::{PackageError, Reason};
@@ -16,6 +16,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_OUTPUT_BYTES: u64 = 8 << 20;
 const MEMORY_BYTES: u64 = 4 << 30;
 const SIGXFSZ: i32 = 25;
+/// For looking at one folder.
+const SIZE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an installer may take.
 #[derive(Clone, Debug)]
@@ -74,7 +76,7 @@ impl Starter {
         background: bool,
         on_line: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Said, PackageError> {
-        let failed = |what: &str, error: io::Error| PackageError::new(Reason::Failed, format!("{what}: {error}"));
+        let failed = |what: &str, error: io::Error| PackageError::fault(what, &error);
         let limits = InstallerLimits {
             file_bytes: bounds.bytes,
             memory_bytes: MEMORY_BYTES,
@@ -170,17 +172,6 @@ async fn usage(folders: &[PathBuf]) -> u64 {
 
 /// What everything below a folder takes on disk, in bytes. What goes meanwhile does not count.
 pub(crate) fn size(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let mut bytes = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    bytes
+    let all = Holding { bytes: u64::MAX, files: usize::MAX - 1 };
+    sandbox::holding(folder, None, all, SIZE_PATIENCE).bytes
 }

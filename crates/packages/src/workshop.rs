@@ -6,15 +6,17 @@ use std::sync::Arc;
 use sandbox::{InstallerCage, Reaper};
 
 use crate::cache::Cache;
+use crate::config::{PackagesConfig, Target};
 use crate::error::{PackageError, Reason};
 use crate::installer::{Installer, Tool};
-use crate::prepare::{PackagesConfig, Target};
 use crate::process::Starter;
 
 /// The two belong together: what the one may keep depends on who can write to the other.
 pub(crate) struct Workshop {
     pub(crate) cache: Arc<Cache>,
     pub(crate) installer: Installer,
+    /// Whether kernels are let into the very folder that was there when the server started, and into none of its name.
+    pub(crate) let_in_by_rule: bool,
 }
 
 /// Opens it, or says why nothing can be installed.
@@ -32,7 +34,8 @@ pub(crate) fn open(
     // Kernels of other users can't write there, and Landlock lets none.
     let guarded = sandbox::is_root() || landlock;
     let cache = Cache::open(&config.directory, config.cache_bytes, guarded)
-        .map_err(|error| off(format!("PACKAGE_DIR can't be used: {error}")))?;
+        .inspect_err(|error| tracing::warn!(folder = %config.directory.display(), %error, "PACKAGE_DIR can't be used"))
+        .map_err(|error| off(format!("PACKAGE_DIR can't be used: {}", error.kind())))?;
     let mut readable = vec![target.root.clone(), target.python.clone()];
     readable.extend(std::fs::canonicalize(&target.root));
     readable.extend(["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().filter_map(std::env::var_os).map(PathBuf::from));
@@ -54,7 +57,7 @@ pub(crate) fn open(
         index: config.index.clone(),
         min_age: config.min_age,
     };
-    Ok(Workshop { cache: Arc::new(cache), installer })
+    Ok(Workshop { cache: Arc::new(cache), installer, let_in_by_rule: landlock })
 }
 
 /// uv where it is named, beside the tree or on the path; else the tree's pip.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use interpreter::{Allowed, Engine, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
-use packages::{Packages, PackagesConfig};
+use packages::{IndexUrl, PackagesConfig};
 use protocol::{
     DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
     DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
@@ -150,7 +150,7 @@ struct PackageSettings {
     package_dir: Option<PathBuf>,
     /// The package index's address; may hold credentials, which are shown nowhere.
     #[arg(long, env = "PACKAGE_INDEX", help_heading = SECURITY, hide_env_values = true)]
-    package_index: Option<String>,
+    package_index: Option<IndexUrl>,
     /// The uv to install with; found beside the tree or on the path when not set, and when empty or not found pip is used.
     #[arg(long, env = "UV", help_heading = SECURITY)]
     uv: Option<std::ffi::OsString>,
@@ -275,10 +275,12 @@ impl EngineSettings {
     /// As [`EngineSettings::start`].
     pub async fn start_with(
         &self,
-        config: EngineConfig,
+        mut config: EngineConfig,
         wait: bool,
         door_layers: Vec<Layer>,
     ) -> Result<Arc<Interpreter>, String> {
+        let packages = self.packages()?;
+        config.readable.extend(packages.provide_folder());
         descriptors::provide(&config)?;
         let wait = wait || !self.require_layers.is_empty();
         let started = if wait { Engine::start(config).await } else { Engine::start_in_background(config) };
@@ -289,7 +291,7 @@ impl EngineSettings {
             StructuredContentSetting::Never => StructuredContent::Never,
         };
         let interpreter =
-            Interpreter::new(engine, self.packages()?, self.max_timeout()?, self.policy, door_layers, structured_content);
+            Interpreter::new(engine, packages, self.max_timeout()?, self.policy, door_layers, structured_content);
         server::require(&interpreter.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
         if wait {
@@ -359,7 +361,8 @@ impl EngineSettings {
             },
             disabled_layers: self.disable_layers.clone(),
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
-            readable: Packages::readable(&self.packages()?).into_iter().collect(),
+            // The folder of packages is added when it is there: reading settings makes none.
+            readable: Vec::new(),
             visible: vec![self.packages()?.directory],
             allowed: Allowed {
                 network: self.allow_network,
@@ -374,12 +377,14 @@ impl EngineSettings {
     fn packages(&self) -> Result<PackagesConfig, String> {
         let of = &self.packages;
         let min_age = of.min_package_age.map(|days| seconds("MIN_PACKAGE_AGE", days * 86_400.0)).transpose()?;
+        let index = of.package_index.clone().filter(|index| !index.is_empty());
+        index.as_ref().map_or(Ok(()), IndexUrl::check).map_err(|why| format!("PACKAGE_INDEX: {why}"))?;
         let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));
         Ok(PackagesConfig {
             allow_install: self.allow_install,
             directory: absolute(&of.package_dir.clone().unwrap_or_else(default_package_dir))?,
             uv: of.uv.clone().map(PathBuf::from),
-            index: of.package_index.clone().filter(|index| !index.is_empty()),
+            index,
             timeout: seconds("INSTALL_TIMEOUT", of.install_timeout)?,
             blocked: names(&of.blocked_packages),
             allowed: names(&of.allowed_packages),
@@ -489,15 +494,33 @@ mod tests {
         }
     }
 
+    fn settings(arguments: &[&str]) -> EngineSettings {
+        let arguments = [&["settings", "--python-tree", "/of/no/use"], arguments].concat();
+        let matches = EngineSettings::augment_args(Command::new("settings")).try_get_matches_from(arguments);
+        EngineSettings::from_arg_matches(&matches.expect("arguments")).expect("settings")
+    }
+
+    /// `research/review.md` L: they made `/var/cache/…`, also from a unit test.
+    #[test]
+    fn reading_settings_makes_no_folder() {
+        let folder = std::env::temp_dir().join(format!("code-interpreter-settings-{}", std::process::id()));
+        settings(&["--package-dir", &folder.display().to_string()]).config().expect("an engine");
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn an_index_with_credentials_shows_in_no_settings_and_in_no_error() {
+        let settings_of = |index: &str| settings(&["--package-index", index]);
+        let shown = settings_of("https://reader:top-secret@index.example/simple");
+        assert!(!format!("{shown:?} {:?}", shown.packages()).contains("top-secret"));
+        let error = settings_of("reader:top-secret@index.example").packages().expect_err("no address");
+        assert_eq!(error, "PACKAGE_INDEX: must be an address such as https://pypi.org/simple");
+    }
+
     /// The template gives a function's timeout as `MAX_TIMEOUT`, and that may be 15 seconds.
     #[test]
     fn a_short_longest_timeout_is_the_default_one_too() {
-        let config = |arguments: &[&str]| {
-            let arguments = [&["settings", "--python-tree", "/of/no/use"], arguments].concat();
-            let matches = EngineSettings::augment_args(Command::new("settings")).try_get_matches_from(arguments);
-            let settings = EngineSettings::from_arg_matches(&matches.expect("arguments")).expect("settings");
-            settings.config().map(|config| config.limits.timeout.as_secs_f64())
-        };
+        let config = |arguments: &[&str]| settings(arguments).config().map(|config| config.limits.timeout.as_secs_f64());
         assert_eq!(config(&["--max-timeout", "15"]), Ok(15.0));
         assert_eq!(config(&["--max-timeout", "300"]), Ok(30.0));
         let refused = config(&["--max-timeout", "15", "--default-timeout", "20"]);

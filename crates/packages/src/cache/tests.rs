@@ -247,3 +247,52 @@ fn a_package_that_nests_folders_without_end_is_refused() {
     let error = cache.publish(&work.0.join("target"), "a").expect_err("refused");
     assert!(error.to_string().contains("nests folders too deep") && cache.lease("a").is_none(), "{error}");
 }
+
+/// `research/review.md` C17d: thousands of files were removed on a thread that other calls waited for.
+#[test]
+fn a_folder_of_an_install_is_removed_behind_whoever_drops_it() {
+    let root = tempfile::tempdir().expect("a folder");
+    let cache = cache(root.path(), 1 << 30, true);
+    let work = cache.work().expect("a folder");
+    let path = work.0.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build();
+    runtime.expect("a runtime").block_on(async {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || held.recv());
+        drop(work);
+        assert!(path.exists(), "its turn has not come");
+        release.send(()).expect("it waits");
+        busy.await.expect("it ends").expect("released");
+        // One thread takes one after the other.
+        tokio::task::spawn_blocking(|| ()).await.expect("it ends");
+        assert!(!path.exists());
+    });
+}
+
+/// Only an install that went well looked at them.
+#[test]
+fn downloads_of_installs_that_came_to_nothing_are_bounded_too() {
+    let root = tempfile::tempdir().expect("a folder");
+    let cache = cache(root.path(), 100_000, true);
+    let first = cache.downloads().expect("one");
+    let left = first.0.join("left");
+    std::fs::write(&left, vec![b'#'; 200_000]).expect("written");
+    drop(first);
+    let again = cache.downloads().expect("it is free");
+    assert!(again.0.join("left") == left && !left.exists() && again.0.exists());
+}
+
+#[test]
+fn a_folder_that_has_taken_the_place_of_another_is_seen() {
+    let root = tempfile::tempdir().expect("a folder");
+    let cache = cache(root.path(), 1 << 30, true);
+    install(&cache, "a");
+    chmod(&cache.root, 0);
+    assert!(cache.is_where_it_was(), "closed, and to be mended");
+    cache.make_folders().expect("mended");
+    let sets = Cache::sets_in(&cache.root);
+    std::fs::remove_dir_all(&sets).expect("removed");
+    assert!(!cache.is_where_it_was());
+    cache.make_folders().expect("made");
+    assert!(sets.exists() && !cache.is_where_it_was());
+}

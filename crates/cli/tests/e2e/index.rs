@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Cursor, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -21,6 +21,8 @@ pub(crate) enum Manner {
     Half,
     /// Nothing comes before the test is over.
     Never,
+    /// The second half comes when the test says so.
+    Held,
 }
 
 #[derive(Clone)]
@@ -41,6 +43,7 @@ struct State {
     /// The path of every request.
     asked: Vec<String>,
     credentials: Option<String>,
+    released: bool,
 }
 
 /// Serves until the test ends.
@@ -48,6 +51,7 @@ struct State {
 pub(crate) struct Index {
     address: String,
     state: Arc<Mutex<State>>,
+    release: Arc<Condvar>,
 }
 
 fn metadata(name: &str, version: &str, requires: &[String]) -> String {
@@ -102,7 +106,7 @@ pub(crate) fn bomb(name: &str) -> Vec<u8> {
 impl Index {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let index = Self { address: listener.local_addr().unwrap().to_string(), state: Arc::default() };
+        let index = Self { address: listener.local_addr().unwrap().to_string(), state: Arc::default(), release: Arc::default() };
         let serving = index.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -145,6 +149,17 @@ impl Index {
     /// How often a file was asked for as a whole.
     pub(crate) fn times_served(&self, file: &str) -> usize {
         self.state.lock().unwrap().served.iter().filter(|served| *served == file).count()
+    }
+
+    /// Whether a file was begun to be served.
+    pub(crate) fn serves(&self, file: &str) -> bool {
+        self.times_served(file) > 0
+    }
+
+    /// Lets go of what is held.
+    pub(crate) fn release(&self) {
+        self.state.lock().unwrap().released = true;
+        self.release.notify_all();
     }
 
     /// Where it is, for what is not on it.
@@ -212,11 +227,14 @@ impl Index {
             }
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", entry.bytes.len()).ok()?;
             if request.starts_with("GET") {
-                let half = entry.manner == Manner::Half;
-                stream.write_all(if half { &entry.bytes[..entry.bytes.len() / 2] } else { &entry.bytes }).ok()?;
-                if half {
-                    return None;
+                let (first, second) = entry.bytes.split_at(entry.bytes.len() / 2);
+                stream.write_all(first).ok()?;
+                match entry.manner {
+                    Manner::Half => return None,
+                    Manner::Held => drop(self.release.wait_while(self.state.lock().unwrap(), |state| !state.released)),
+                    _ => {}
                 }
+                stream.write_all(second).ok()?;
             }
         }
     }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::function::{Function, call, message, told};
+use crate::index::Index;
 
 #[test]
 fn the_smoke_test_passes_as_against_aws() {
@@ -230,28 +231,26 @@ fn sigterm_ends_the_function_and_all_it_has_made() {
     assert_eq!(std::fs::read_dir(function.temporary.path()).unwrap().count(), 0, "the engine cleans up after itself");
 }
 
-/// From the real index, with the tree's pip: what is wiped after each call leaves packages alone, and what code has written
-/// into them is not used again.
+/// With the tree's pip: what is wiped after each call leaves packages alone, and what code has written into them is not used
+/// again.
 #[test]
 fn installed_packages_outlive_a_call_and_what_code_changes_in_them_does_not() {
-    let certificates = std::env::var("SSL_CERT_FILE").unwrap_or_default();
-    let mut settings = vec![("UV", "")];
-    settings.extend((!certificates.is_empty()).then_some(("SSL_CERT_FILE", &*certificates)));
-    let function = Function::with(&settings, &[]);
+    let index = Index::start();
+    index.add_module("good-one", "1.0", &[]);
+    let function = Function::with(&[("UV", ""), ("PACKAGE_INDEX", &index.url())], &[]);
+    let run = |code: &str| function.run_with(&json!({"code": code, "requirements": ["good-one"]}), &[]);
+    let version = "import good_one; good_one.__version__";
     let mut installed = Vec::new();
     for _ in 0..2 {
-        let (_, _, text) = function.post("/lambda/mcp/", &[], &call("install_packages", &json!({"packages": ["humanize"]})));
+        let (_, _, text) = function.post("/lambda/mcp/", &[], &call("install_packages", &json!({"packages": ["good-one"]})));
         let report = told(&text);
         assert_eq!(report["success"], true, "{text}");
         installed.push(report["packages"][0]["already_installed"].clone());
-        let result =
-            function.run_with(&json!({"code": "import humanize; humanize.intword(10**6)", "requirements": ["humanize"]}), &[]);
-        assert_eq!((&result["result"], &result["packages"]["outcome"]), (&json!("'1.0 million'"), &json!("added")), "{result}");
+        let result = run(version);
+        assert_eq!((&result["result"], &result["packages"]["outcome"]), (&json!("'1.0'"), &json!("added")), "{result}");
     }
     assert_eq!(installed, [false, true]);
-    let spoil = "import humanize; open(humanize.__file__, 'w').write('intword = lambda n: \"evil\"')";
-    assert_eq!(function.run_with(&json!({"code": spoil, "requirements": ["humanize"]}), &[])["success"], true);
-    let result =
-        function.run_with(&json!({"code": "import humanize; humanize.intword(10**6)", "requirements": ["humanize"]}), &[]);
-    assert_eq!(result["result"], "'1.0 million'", "{result}");
+    assert_eq!(run("import good_one; open(good_one.__file__, 'w').write('__version__ = \"evil\"')")["success"], true);
+    let result = run(version);
+    assert_eq!(result["result"], "'1.0'", "{result}");
 }

@@ -3,6 +3,10 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test says by failing what is wrong")]
 
 mod deploy;
+/// That of the command line's tests.
+#[expect(dead_code, reason = "its bad packages are for other tests")]
+#[path = "../../../cli/tests/e2e/index.rs"]
+mod index;
 mod templates;
 
 /// On a kernel that refuses what Lambda's is known to refuse.

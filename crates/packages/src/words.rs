@@ -87,7 +87,7 @@ pub(crate) fn explained(reason: Reason) -> &'static str {
 /// Why pages of the index could not be had: pip says so in its log alone, and to its user that there is no such package.
 pub(crate) fn failed_fetches(log: &str) -> String {
     let failed = |line: &&str| line.contains("Could not fetch URL") && !line.contains("404 Client Error");
-    log.lines().filter(failed).map(|line| format!("{line}\n")).collect()
+    log.lines().filter(failed).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The lines that tell a person something: at the end of a traceback, else at the beginning.

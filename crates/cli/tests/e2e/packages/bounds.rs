@@ -97,7 +97,9 @@ async fn installs_at_once_are_not_charged_for_one_another() {
     };
     let others = ["one-other", "two-others", "three-others", "four-others", "five-others"];
     add("held-one", Manner::Held);
-    others.iter().for_each(|name| add(name, Manner::Well));
+    for name in others {
+        add(name, Manner::Well);
+    }
     let url = index.url();
     // Each by itself takes about 8 MB, with its downloads.
     let settings = [("PACKAGE_INDEX", &*url), ("MAX_INSTALL_MB", "16"), ("INSTALL_TIMEOUT", "100")];

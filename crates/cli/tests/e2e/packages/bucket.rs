@@ -1,5 +1,6 @@
 //! Sets that servers share through a bucket.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Shop, Tool};
@@ -7,7 +8,7 @@ use crate::client::Home;
 use crate::index::{Index, Manner, wheel};
 
 /// A real S3 server for one test, with one bucket.
-async fn s3(root: &std::path::Path) -> String {
+async fn s3(root: &Path) -> String {
     std::fs::create_dir_all(root.join("shared")).unwrap();
     let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
     builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "of-the-bucket"));
@@ -21,6 +22,18 @@ async fn s3(root: &std::path::Path) -> String {
         }
     });
     format!("http://{address}")
+}
+
+/// What the bucket has whole. What it knows of an object it writes down last; of ours that is the digest.
+fn whole_objects(bucket: &Path) -> Vec<PathBuf> {
+    let known = std::fs::read_dir(bucket).unwrap().flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+    let known = known.collect::<String>();
+    let is_whole = |object: &PathBuf| {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(std::fs::read(object).unwrap_or_default());
+        known.contains(&format!("{digest:x}"))
+    };
+    let objects = std::fs::read_dir(bucket.join("shared/code-interpreter/packages/v1")).into_iter().flatten().flatten();
+    objects.map(|entry| entry.path()).filter(is_whole).collect()
 }
 
 /// `research/review.md` C17c: what was damaged stayed so, and each server installed anew.
@@ -40,20 +53,18 @@ async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_on
         ("AWS_REGION", "eu-west-1"),
     ];
     let code = "import good_one, os; print(good_one.__version__, 'of-the-bucket' in str(os.environ))";
-    let sets = bucket.path().join("shared/code-interpreter/packages/v1");
-    let objects = || std::fs::read_dir(&sets).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
     for (round, times_built) in ["built", "fetched", "built anew", "fetched again"].into_iter().zip([1, 1, 2, 2]) {
         let shop = Shop::open(Home::Caller, Tool::Uv, &settings);
         let result = shop.run(&["good-one"], code).await;
         assert_eq!(result["stdout"], "1.0 False\n", "{round}: {result}");
         assert_eq!(index.times_served("good_one-1.0-py3-none-any.whl"), times_built, "{round}");
         let started = Instant::now();
-        while objects().iter().all(|object| std::fs::read(object).unwrap_or_default() == b"spoilt") {
-            assert!(started.elapsed() < Duration::from_secs(30), "nothing was offered to the bucket");
+        while whole_objects(bucket.path()).is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{round}: the bucket has no whole object");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if round == "fetched" {
-            std::fs::write(&objects()[0], "spoilt").unwrap();
+            std::fs::write(&whole_objects(bucket.path())[0], "spoilt").unwrap();
         }
     }
     // Out of order altogether: the call works all the same.
@@ -84,12 +95,11 @@ async fn what_was_fetched_counts_in_what_all_packages_may_take() {
         ("AWS_REGION", "eu-west-1"),
         ("PACKAGE_CACHE_MB", "1"),
     ];
-    let objects = || std::fs::read_dir(bucket.path().join("shared/code-interpreter/packages/v1")).into_iter().flatten().count();
     let first = Shop::open(Home::Caller, Tool::Uv, &settings);
     for (name, kept) in [("large-one", 1), ("large-two", 2)] {
         assert_eq!(first.run(&[name], "1").await["success"], true);
         let started = Instant::now();
-        while objects() < kept {
+        while whole_objects(bucket.path()).len() < kept {
             assert!(started.elapsed() < Duration::from_secs(30), "nothing was offered to the bucket");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

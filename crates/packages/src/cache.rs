@@ -32,6 +32,8 @@ use crate::seal::{self, Look, Seal};
 const OWN_PREFIX: &str = "of-";
 /// How often a lock is tried that somebody holds to take a set away; a millisecond lies between.
 const LOCK_TRIES: usize = 200;
+/// How often it is tried to remove what an install has left; 10 ms lie between.
+const REMOVAL_TRIES: usize = 50;
 /// Of files that are the server's alone.
 const PRIVATE_FILE: u32 = 0o600;
 /// Folders for what installers have downloaded. Each is one installer's at a time, so that it is charged for its own.
@@ -93,7 +95,14 @@ struct Left {
 
 impl Drop for Left {
     fn drop(&mut self) {
-        let _ = sandbox::remove(&self.folder);
+        // An installer that was killed may still be in the middle of a system call.
+        for _ in 0..REMOVAL_TRIES {
+            match sandbox::remove(&self.folder) {
+                Ok(()) => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        tracing::warn!(folder = %self.folder.display(), "what an install has left can't be removed before the next start");
     }
 }
 

@@ -104,7 +104,8 @@ fn without_label(line: &str) -> &str {
 }
 
 fn is_detail(line: &str) -> bool {
-    !line.is_empty() && ["Using ", "Resolved ", "hint:", "Looking in "].iter().all(|start| !line.starts_with(start))
+    const OF_PROGRESS: [&str; 6] = ["Using ", "Resolved ", "Downloading ", "Collecting ", "Looking in ", "hint:"];
+    !line.is_empty() && OF_PROGRESS.iter().all(|start| !line.starts_with(start))
 }
 
 /// Replaces whatever looks like `scheme://…` up to the next blank, quote or bracket.

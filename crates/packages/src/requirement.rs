@@ -106,6 +106,9 @@ pub fn name_of(text: &str) -> String {
 /// Why the text is refused before it is parsed: what parsers of requirements would take for something else than a name.
 fn forbidden(text: &str) -> Option<&'static str> {
     let lower = text.to_lowercase();
+    // Its name and extras.
+    let head = text.split(['=', '<', '>', '!', '~', '(']).next().unwrap_or_default();
+    let mut names = head.split(|letter: char| !letter.is_ascii_alphanumeric() && !"._-".contains(letter));
     let ends = |endings: &[&str]| endings.iter().any(|ending| lower.ends_with(ending));
     match () {
         () if text.is_empty() => Some("it is empty"),
@@ -118,6 +121,8 @@ fn forbidden(text: &str) -> Option<&'static str> {
         () if ends(&[".whl", ".tar.gz", ".zip", ".txt"]) => Some("files are not taken"),
         () if text.contains(';') => Some("environment markers are not taken"),
         () if text.contains('#') => Some("comments and hashes are not taken"),
+        // The parser panics at such a name.
+        () if names.any(|name| name.ends_with(['.', '_', '-'])) => Some("a name ends with a letter or a digit"),
         () => None,
     }
 }
@@ -173,6 +178,10 @@ mod tests {
             ("x y", "is no requirement"),
             ("reque\u{455}ts", "no ASCII"),
             ("x # y", "comments"),
+            // Found by fuzzing: pep508_rs panicked.
+            ("2.~=1", "ends with a letter"),
+            ("x-", "ends with a letter"),
+            ("x[11.]", "ends with a letter"),
         ] {
             let error = parse(text).expect_err(text);
             assert_eq!(error.reason, Reason::InvalidRequirement);

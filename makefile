@@ -12,7 +12,7 @@ ARCH ?= arm64
 NATIVE_ARCH := $(subst aarch64,arm64,$(shell uname -m))
 AWS_TOOLS := build/aws
 
-.PHONY: help run tree test soak lint deny bench settings lock smoke clean aws bootstrap function-native \
+.PHONY: help run tree test soak fuzz lint deny bench settings lock smoke clean aws bootstrap function-native \
   layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
   apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test conformance clients clients.light clients.lock
 
@@ -146,6 +146,24 @@ clients.light: tree ## Run the clients that CI runs
 
 clients.lock: $(UV) ## Resolve the clients' environments anew (ONLY)
 	@UV=$(UV) python3 etc/clients/run.py --lock --only "$(ONLY)"
+
+# What cargo-fuzz sets, without what needs a nightly compiler. The crates are in safe Rust: no sanitizer is missed.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= frames refusal requirement
+HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+
+fuzz: ## Look for input that breaks what reads strangers' bytes (FUZZ_SECONDS for each target)
+	@echo "building the fuzz targets (the first time takes minutes)"
+	@RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --quiet --release --locked --manifest-path fuzz/Cargo.toml \
+	  --target $(HOST_TRIPLE) --target-dir target/fuzz
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/$$target && echo "$$target, $(FUZZ_SECONDS) s" && \
+	  target/fuzz/$(HOST_TRIPLE)/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=100000 -timeout=10 -rss_limit_mb=1024 \
+	    -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/$$target fuzz/seeds/$$target || exit 1; \
+	done
 
 bench: tree ## Measure the release server beside a fresh interpreter
 	cargo build --release -p cli

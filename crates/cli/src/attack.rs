@@ -2,13 +2,14 @@
 //! and says what stopped each.
 //!
 //! Rule: an attack that gets through although a layer that should stop it is reported as active is a broken promise,
-//! and the exit code says so. One that no active layer covers is open, and said to be open.
+//! and the exit code says so. One that no active layer covers is open, and said to be open. One that does not say by what it
+//! was stopped proves nothing, and counts as failed, too.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use protocol::{ErrorCode, ExecutionResult};
+use protocol::{ErrorCode, ExecutionError, ExecutionResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ use crate::output;
 const ATTACKS: &str = include_str!("../attacks/attacks.json");
 /// A program prints a line that starts with this when its attack worked.
 const GOT_THROUGH: &str = "OPEN";
+/// And one that starts with this, with the reason, when it did not: its end alone says nothing.
+const STOPPED: &str = "STOPPED";
 const TIMEOUT_SECONDS: f64 = 2.0;
 /// What the system says when it refuses something; any other exception is a mistake in the attack.
 const REFUSALS: &[&str] = &[
@@ -233,11 +236,14 @@ async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, ac
     let (mut verdict, mut detail) = match &attack.weapon {
         Weapon::Program(program) => {
             let source = |code: &[String]| [prelude, code].concat().join("\n");
-            let mut result = target.run(&source(&program.code)).await?;
-            if let Some(then) = &program.then {
-                result = target.run(&source(then)).await?;
+            let first = target.run(&source(&program.code)).await?;
+            match &program.then {
+                None => judge(attack, program, &first, active),
+                Some(_) if first.error.as_ref().is_some_and(|error| !is_refusal(error)) => {
+                    (Verdict::Inconclusive, first.error.map(|error| error.message).unwrap_or_default())
+                }
+                Some(then) => judge(attack, program, &target.run(&source(then)).await?, active),
             }
-            judge(attack, program, &result, active)
         }
         Weapon::Request { request } => {
             match target.send(request.headers.clone(), request.body()).await.map(|(status, text)| request.judge(status, &text)) {
@@ -268,8 +274,12 @@ fn judge(attack: &Attack, program: &Program, result: &ExecutionResult, active: &
         return got_through(attack, active, through);
     }
     let Some(error) = &result.error else {
-        let ended = program.expect.is_empty();
-        return (if ended { Verdict::Stopped } else { Verdict::Broken }, last_word.to_owned());
+        let verdict = match (program.expect.is_empty(), last_word.starts_with(STOPPED)) {
+            (false, _) => Verdict::Broken,
+            (true, true) => Verdict::Stopped,
+            (true, false) => Verdict::Inconclusive,
+        };
+        return (verdict, last_word.to_owned());
     };
     if !program.expect.is_empty() {
         let expected = program.expect.iter().any(|code| code == error.code.as_str());
@@ -278,6 +288,9 @@ fn judge(attack: &Attack, program: &Program, result: &ExecutionResult, active: &
             format!("{}: {}", error.code.as_str(), error.message),
         );
     }
-    let refused = error.code == ErrorCode::PythonError && REFUSALS.contains(&error.kind.as_str());
-    (if refused { Verdict::Stopped } else { Verdict::Inconclusive }, format!("{}: {}", error.kind, error.message))
+    (if is_refusal(error) { Verdict::Stopped } else { Verdict::Inconclusive }, format!("{}: {}", error.kind, error.message))
+}
+
+fn is_refusal(error: &ExecutionError) -> bool {
+    error.code == ErrorCode::PythonError && REFUSALS.contains(&error.kind.as_str())
 }

@@ -412,11 +412,9 @@ mod tests {
 
     /// The server is root, and the files are of whoever made them.
     #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
     fn with_a_users_rights_nothing_comes_that_the_user_could_not_read() {
         const USER: u32 = 64_998;
-        if !crate::is_root() {
-            return;
-        }
         let place = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o711)).expect("open");
         let root = place.path().join("k1");

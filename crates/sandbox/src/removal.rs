@@ -277,11 +277,9 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
     fn with_a_users_rights_nothing_of_another_goes() {
         const USER: u32 = 64_999;
-        if !crate::is_root() {
-            return;
-        }
         let place = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o711)).expect("open");
         let root = place.path().join("left");

@@ -13,8 +13,8 @@ use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode};
 
-/// Set for the second start: the path of the copy, or empty for one in memory.
-const STARTED_AGAIN: &str = "CODE_INTERPRETER_STARTED_AGAIN";
+/// Set for the second start: the path of the copy, or empty for one in memory. No setting, which would begin without the `_`.
+const STARTED_AGAIN: &str = "_CODE_INTERPRETER_STARTED_AGAIN";
 const EXECUTE_ONLY: u32 = 0o111;
 
 /// Starts the calling program once more from an unreadable copy: in memory, or else as a file that is removed at once.

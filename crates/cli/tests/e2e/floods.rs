@@ -10,15 +10,14 @@ const SMALL: [(&str, &str); 4] = [("PRELOAD", "core"), ("MAX_MEMORY_MB", "128"),
 const FLOOD: &str =
     "import os, time\nif os.fork() == 0:\n    frames = b'S\\0\\0\\0\\0' * 20_000\n    while True: os.write(500, frames)\n";
 
-/// With mounts of its own and without, as root and as an ordinary user.
-fn homes() -> Vec<(Home, Vec<(&'static str, &'static str)>)> {
-    let users = if homes::is_root() { vec![Home::Caller, Home::User] } else { vec![Home::Caller] };
+/// With mounts of its own and without.
+fn places(homes: &[Home]) -> Vec<(Home, Vec<(&'static str, &'static str)>)> {
     let with = |more: &[(&'static str, &'static str)]| [&SMALL[..], more].concat();
-    users.into_iter().flat_map(|home| [(home, with(&[])), (home, with(&[NO_NAMESPACES]))]).collect()
+    homes.iter().flat_map(|&home| [(home, with(&[])), (home, with(&[NO_NAMESPACES]))]).collect()
 }
 
-async fn each_is_ended(programs: &[(&str, String, &str)]) {
-    for (home, settings) in homes() {
+async fn each_is_ended(homes: &[Home], programs: &[(&str, String, &str)]) {
+    for (home, settings) in places(homes) {
         let server = Server::with(home, &settings);
         for (name, code, expected) in programs {
             let result = server.run(code).await;
@@ -30,27 +29,34 @@ async fn each_is_ended(programs: &[(&str, String, &str)]) {
     }
 }
 
+in_each_home!(a_flood_of_small_frames_switches_no_limit_off, User);
 /// While frames came, nobody looked at memory, files and processes.
-#[tokio::test]
-async fn a_flood_of_small_frames_switches_no_limit_off() {
+async fn a_flood_of_small_frames_switches_no_limit_off(homes: &[Home]) {
     let memory = "for i in range(3):\n    if os.fork() == 0:\n        b = bytearray(100 << 20)\n        for k in range(0, len(b), 4096): b[k] = 1\n        time.sleep(9)\ntime.sleep(9)";
     let files = "for i in range(3): open(f'f{i}', 'wb').write(bytes(30 << 20))\ntime.sleep(9)";
-    each_is_ended(&[
-        ("memory", format!("{FLOOD}{memory}"), "memory_limit"),
-        ("files", format!("{FLOOD}{files}"), "disk_limit"),
-        ("frames alone", "import os\nf = b'O\\0\\0\\0\\0' * 200_000\nwhile True: os.write(500, f)".to_owned(), "output_limit"),
-        (
-            "time",
-            "import os, time\nwhile True:\n    os.write(500, b'S\\0\\0\\0\\0' * 10)\n    time.sleep(.001)".to_owned(),
-            "timeout",
-        ),
-    ])
+    each_is_ended(
+        homes,
+        &[
+            ("memory", format!("{FLOOD}{memory}"), "memory_limit"),
+            ("files", format!("{FLOOD}{files}"), "disk_limit"),
+            (
+                "frames alone",
+                "import os\nf = b'O\\0\\0\\0\\0' * 200_000\nwhile True: os.write(500, f)".to_owned(),
+                "output_limit",
+            ),
+            (
+                "time",
+                "import os, time\nwhile True:\n    os.write(500, b'S\\0\\0\\0\\0' * 10)\n    time.sleep(.001)".to_owned(),
+                "timeout",
+            ),
+        ],
+    )
     .await;
 }
 
+in_each_home!(what_has_no_name_is_counted, User);
 /// Unlinked files, memory files and buffers of sockets were in no count.
-#[tokio::test]
-async fn what_has_no_name_is_counted() {
+async fn what_has_no_name_is_counted(homes: &[Home]) {
     let unlinked = "import os, time\nkept = []\nfor i in range(3):\n    f = open(f'f{i}', 'wb'); os.unlink(f'f{i}'); kept.append(f)\n    f.write(bytes(30 << 20)); f.flush()\ntime.sleep(9)";
     let memory = "import os, time\nkept = []\nfor i in range(6):\n    f = os.memfd_create('m'); kept.append(f)\n    os.write(f, bytes(40 << 20))\ntime.sleep(9)";
     let sockets = "import socket, time\nkept = []\nfor i in range(490):\n    pair = socket.socketpair(); kept.append(pair)\n    for end in pair:\n        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24); end.setblocking(False)\n        try:\n            while True: end.send(bytes(60_000))\n        except BlockingIOError: pass\ntime.sleep(9)";
@@ -59,32 +65,34 @@ async fn what_has_no_name_is_counted() {
     let tables = "import ctypes, time\nmap_ = ctypes.CDLL(None).mmap\nmap_.restype, map_.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]\nsize = 1 << 38\nat = map_(None, size, 1, 0x4022, -1, 0)\nfor a in range(at, at + size, 2 << 20): ctypes.c_char.from_address(a).value\ntime.sleep(9)";
     let closed = "import os, time\nos.mkdir('w'); os.chdir('w'); os.chmod('..', 0)\nfor i in range(3): open(f'f{i}', 'wb').write(bytes(30 << 20))\ntime.sleep(9)";
     let hides = "import ctypes, time\nprint(ctypes.CDLL(None).prctl(4, 0, 0, 0, 0))\n";
-    each_is_ended(&[
-        ("unlinked files", unlinked.to_owned(), "disk_limit"),
-        ("memory files", memory.to_owned(), "memory_limit"),
-        ("buffers of sockets", sockets.to_owned(), "memory_limit"),
-        ("memory files of one that hides", format!("{hides}{memory}"), "memory_limit"),
-        ("memory files of a process whose first thread has ended", leaderless.to_owned(), "memory_limit"),
-        ("memory of a process whose name is no text", nameless.to_owned(), "memory_limit"),
-        ("page tables", tables.to_owned(), "memory_limit"),
-        ("files in a directory that is closed", closed.to_owned(), "disk_limit"),
-        (
-            "instances of epoll",
-            "import select, time\nkept = [select.epoll() for _ in range(300)]\ntime.sleep(9)".to_owned(),
-            "process_limit",
-        ),
-    ])
+    each_is_ended(
+        homes,
+        &[
+            ("unlinked files", unlinked.to_owned(), "disk_limit"),
+            ("memory files", memory.to_owned(), "memory_limit"),
+            ("buffers of sockets", sockets.to_owned(), "memory_limit"),
+            ("memory files of one that hides", format!("{hides}{memory}"), "memory_limit"),
+            ("memory files of a process whose first thread has ended", leaderless.to_owned(), "memory_limit"),
+            ("memory of a process whose name is no text", nameless.to_owned(), "memory_limit"),
+            ("page tables", tables.to_owned(), "memory_limit"),
+            ("files in a directory that is closed", closed.to_owned(), "disk_limit"),
+            (
+                "instances of epoll",
+                "import select, time\nkept = [select.epoll() for _ in range(300)]\ntime.sleep(9)".to_owned(),
+                "process_limit",
+            ),
+        ],
+    )
     .await;
 }
 
+in_each_home!(connections_that_nobody_accepts_are_counted, User);
 /// Data that was sent to somebody who never accepts it is in no process. Without a network of its own there is nobody to send to.
-#[tokio::test]
-async fn connections_that_nobody_accepts_are_counted() {
+async fn connections_that_nobody_accepts_are_counted(homes: &[Home]) {
     let code = "import socket, time\ns = socket.socket(socket.AF_UNIX); s.bind('x'); s.listen(2000)\n\
                 for _ in range(1500):\n    c = socket.socket(socket.AF_UNIX); c.setblocking(False); c.connect('x')\n    \
                 try:\n        while True: c.send(bytes(60_000))\n    except BlockingIOError: pass\n    c.close()\ntime.sleep(9)";
-    let homes = if homes::is_root() { vec![Home::Caller, Home::User] } else { vec![Home::Caller] };
-    for home in homes {
+    for &home in homes {
         let server = Server::with(home, &SMALL);
         let result = server.run(code).await;
         assert_eq!(result["error"]["code"], "memory_limit", "{home:?} {result:#}");
@@ -92,15 +100,14 @@ async fn connections_that_nobody_accepts_are_counted() {
     }
 }
 
+in_each_home!(processes_that_come_and_go_are_no_violation, User);
 /// A process that was just ending counted as one that hides.
-#[tokio::test]
-async fn processes_that_come_and_go_are_no_violation() {
+async fn processes_that_come_and_go_are_no_violation(homes: &[Home]) {
     let code = "import os\nfrom concurrent.futures import ProcessPoolExecutor\nfrom multiprocessing import Pool\n\
                 for _ in range(3):\n    with Pool(4) as p: p.map(abs, range(50))\n\
                 with ProcessPoolExecutor(4) as p: list(p.map(abs, range(50)))\n\
                 for _ in range(100):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\nprint('whole')";
-    let homes = if homes::is_root() { vec![Home::Caller, Home::User] } else { vec![Home::Caller] };
-    for home in homes {
+    for &home in homes {
         let server = Server::with(home, &[("PRELOAD", "core"), ("DEFAULT_TIMEOUT", "30")]);
         for _ in 0..8 {
             let result = server.run(code).await;
@@ -109,10 +116,10 @@ async fn processes_that_come_and_go_are_no_violation() {
     }
 }
 
-#[tokio::test]
-async fn shared_memory_is_bounded_everywhere() {
+in_each_home!(shared_memory_is_bounded_everywhere, User);
+async fn shared_memory_is_bounded_everywhere(homes: &[Home]) {
     let fill = "import os, time\nwritten = 0\ntry:\n    for i in range(9):\n        with open(f'/dev/shm/full{i}', 'wb') as f: written += f.write(bytes(40 << 20))\nexcept OSError as e: print(e)\ntime.sleep(1)\nprint(written >> 20)";
-    for (home, settings) in homes() {
+    for (home, settings) in places(homes) {
         let server = Server::with(home, &settings);
         let result = server.run(fill).await;
         let written = result["stdout"].as_str().unwrap().lines().last().and_then(|line| line.parse::<u64>().ok());

@@ -4,16 +4,13 @@ use serde_json::json;
 
 use crate::client::{Home, Server, told};
 
+in_each_home!(memory_that_forks_share_is_counted_once_and_their_own_each, User);
 /// What a fork shares with its parent was counted for each of them.
-#[tokio::test]
-async fn memory_that_forks_share_is_counted_once_and_their_own_each() {
+async fn memory_that_forks_share_is_counted_once_and_their_own_each(homes: &[Home]) {
     let server = Server::with(Home::Caller, &[("PRELOAD", "data"), ("MAX_MEMORY_MB", "256"), ("DEFAULT_TIMEOUT", "60")]);
     let pool = "import multiprocessing as mp, time\nimport numpy as np\ndata = np.ones(12_500_000)\n\
                 def f(i): time.sleep(.1); return float(data[i:i + 1000].sum())\nwith mp.Pool(4) as p: print(sum(p.map(f, range(16))))";
-    for home in [Home::Caller, Home::User] {
-        if home == Home::User && !homes::is_root() {
-            continue;
-        }
+    for &home in homes {
         let server = Server::with(home, &[("PRELOAD", "data"), ("MAX_MEMORY_MB", "256"), ("DEFAULT_TIMEOUT", "60")]);
         let result = server.run(pool).await;
         assert_eq!(result["stdout"], "16000.0\n", "{home:?} {result:#}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::client::{Home, Server, program_in};
+use crate::client::{Home, Server, program_in, variable};
 
 fn doctor(home: Home, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = program_in(home);
@@ -79,34 +79,30 @@ fn attacks_as_the_caller() {
 }
 
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn attacks_as_an_ordinary_user() {
-    if homes::is_root() {
-        attack(Home::User, &[]);
-    }
+    attack(Home::User, &[]);
 }
 
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn attacks_as_an_ordinary_user_without_landlock() {
-    if homes::is_root() {
-        attack(Home::NoLandlock, &[]);
-    }
+    attack(Home::NoLandlock, &[]);
 }
 
 /// A container of an ordinary user on a kernel before 6.12: seccomp is what there is.
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn attacks_as_an_ordinary_user_with_nothing_but_seccomp() {
-    if homes::is_root() {
-        let mut open = [OPEN_WITHOUT_LANDLOCK, &["poison-shared-memory"]].concat();
-        open.sort_unstable();
-        attack_with(Home::User, &["--disable-layer", "namespaces,landlock,cgroup"], &open);
-    }
+    let mut open = [OPEN_WITHOUT_LANDLOCK, &["poison-shared-memory"]].concat();
+    open.sort_unstable();
+    attack_with(Home::User, &["--disable-layer", "namespaces,landlock,cgroup"], &open);
 }
 
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn attacks_in_a_lambda_function() {
-    if homes::is_root() {
-        attack(Home::Lambda, OPEN_IN_LAMBDA);
-    }
+    attack(Home::Lambda, OPEN_IN_LAMBDA);
 }
 
 #[tokio::test]
@@ -139,22 +135,26 @@ fn states(home: Home, arguments: &[&str]) -> BTreeMap<String, String> {
     layers
 }
 
+/// The layers that are not active.
+fn refused(home: Home) -> Vec<String> {
+    let states = states(home, &[]).into_iter().filter(|(_, state)| state != "active");
+    // Whether it may make groups, and where its network leads, is up to the machine.
+    let states = states.filter(|(name, _)| !["cgroup", "network_unreachable"].contains(&name.as_str()));
+    states.map(|(name, state)| format!("{state} {name}")).collect()
+}
+
+const NOT_OF_A_USER: [&str; 4] = ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"];
+
 #[test]
+fn the_caller_has_the_layers_it_should_have() {
+    let expected = if homes::is_root() { &["n/a no_connections", "n/a own_signals"][..] } else { &NOT_OF_A_USER };
+    assert_eq!(refused(Home::Caller), expected);
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn each_home_has_the_layers_it_should_have() {
-    let refused = |home: Home| {
-        let states = states(home, &[]).into_iter().filter(|(_, state)| state != "active");
-        // Whether it may make groups, and where its network leads, is up to the machine.
-        let states = states.filter(|(name, _)| !["cgroup", "network_unreachable"].contains(&name.as_str()));
-        states.map(|(name, state)| format!("{state} {name}")).collect::<Vec<_>>()
-    };
-    if !homes::is_root() {
-        return assert_eq!(
-            refused(Home::Caller),
-            ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]
-        );
-    }
-    assert_eq!(refused(Home::Caller), ["n/a no_connections", "n/a own_signals"]);
-    assert_eq!(refused(Home::User), ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"]);
+    assert_eq!(refused(Home::User), NOT_OF_A_USER);
     assert_eq!(
         refused(Home::NoLandlock),
         [
@@ -223,10 +223,8 @@ fn layers_can_be_left_off_by_name_and_take_theirs_with_them() {
 
 /// Where nothing else does it, a filter holds signals back, and programs that fork still work.
 #[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
 async fn forks_work_where_signals_to_others_are_filtered() {
-    if !homes::is_root() {
-        return;
-    }
     let server = Server::with(Home::User, &[("PRELOAD", "core"), ("DISABLE_LAYERS", "namespaces,landlock")]);
     let code = "import multiprocessing as m, os, signal\np = m.Pool(2); print(p.map(abs, [-1, -2])); p.close(); p.join()\n\
                 signal.signal(signal.SIGUSR1, lambda *_: print('heard'))\nsignal.raise_signal(signal.SIGUSR1)\n\
@@ -237,12 +235,19 @@ async fn forks_work_where_signals_to_others_are_filtered() {
 }
 
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn a_required_layer_that_is_refused_stops_the_start_and_says_what_to_do() {
-    let home = if homes::is_root() { Home::NoLandlock } else { Home::Caller };
-    let (layer, reason) =
-        if homes::is_root() { ("landlock", "Function not implemented") } else { ("user_per_call", "not apply") };
+    a_required_layer_stops_the_start(Home::NoLandlock, "landlock", "Function not implemented");
+}
+
+#[test]
+fn a_required_layer_that_does_not_apply_stops_the_start_and_says_what_to_do() {
+    a_required_layer_stops_the_start(Home::Caller, "own_signals", "not apply");
+}
+
+fn a_required_layer_stops_the_start(home: Home, layer: &str, reason: &str) {
     for arguments in [["serve"].as_slice(), &["stdio"], &["run", "--code", "1"], &["doctor"]] {
-        let output = program_in(home).args(arguments).env("PORT", "0").env("REQUIRE_LAYERS", layer).output().unwrap();
+        let output = program_in(home).args(arguments).env("PORT", "0").env(variable("REQUIRE_LAYERS"), layer).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?} {said}");
         assert!(said.contains(layer) && said.contains(reason) && said.contains("REQUIRE_LAYERS"), "{arguments:?} {said}");
@@ -294,13 +299,10 @@ async fn files_are_counted_together_and_by_number() {
     assert_eq!(small["stdout"], "kept on\n", "{small:#}");
 }
 
+in_each_home!(multiprocessing_works_and_shared_memory_is_the_calls_own, User);
 /// Also where all kernels are one user: each has a `/dev/shm` of its own.
-#[tokio::test]
-async fn multiprocessing_works_and_shared_memory_is_the_calls_own() {
-    for home in [Home::Caller, Home::User] {
-        if home == Home::User && !homes::is_root() {
-            continue;
-        }
+async fn multiprocessing_works_and_shared_memory_is_the_calls_own(homes: &[Home]) {
+    for &home in homes {
         let server = Server::with(home, &[("PRELOAD", "core")]);
         let code = "import multiprocessing as m\nopen('/dev/shm/of-a-call', 'w').write('x' * 9000)\n\
                     with m.Pool(2) as p: print(p.map(abs, [-1, -2]))\nimport os; os._exit(0)";

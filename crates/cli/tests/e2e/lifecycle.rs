@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::client::{Home, Server, processes_named, program, program_in, program_with_descriptors};
+use crate::client::{Home, Server, processes_named, program, program_in, program_with_descriptors, variable};
 
 /// A temporary folder that every user can reach, and `home` can write to.
 fn temporary(home: Home) -> TempDir {
@@ -62,7 +62,7 @@ fn a_signal_ends_a_command_with_all_its_processes_and_directories() {
     ] {
         for number in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
             let mut command = program();
-            command.args(arguments).env("TMPDIR", folder.path()).env("PORT", "0").env("PRELOAD", "core");
+            command.args(arguments).env("TMPDIR", folder.path()).env("PORT", "0").env(variable("PRELOAD"), "core");
             let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             // Open to the end: waiting would close it, and that ends `stdio` too.
             let _input = child.stdin.take();
@@ -152,8 +152,8 @@ async fn the_next_start_removes_what_a_killed_server_has_left() {
     what_a_killed_server_leaves_is_removed(Home::Caller, "namespaces", "7201173").await;
 }
 
-/// Needs root to become one.
 #[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
 async fn the_next_start_removes_what_an_ordinary_users_killed_server_has_left() {
     what_a_killed_server_leaves_is_removed(Home::User, "namespaces", "7201174").await;
 }
@@ -161,6 +161,16 @@ async fn the_next_start_removes_what_an_ordinary_users_killed_server_has_left() 
 /// Also while they start at once; and nothing that is not a dead server's of the same user.
 #[tokio::test]
 async fn no_start_removes_what_is_somebody_elses() {
+    what_is_not_left_is_kept(false).await;
+}
+
+#[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
+async fn no_start_removes_what_another_users_server_has_left() {
+    what_is_not_left_is_kept(true).await;
+}
+
+async fn what_is_not_left_is_kept(also_of_another_user: bool) {
     let folder = temporary(Home::Caller);
     let place = folder.path();
     let dead = |name: &str| {
@@ -174,7 +184,7 @@ async fn no_start_removes_what_is_somebody_elses() {
     std::fs::create_dir(&unmarked).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
     let mut kept = vec![unmarked, elsewhere, link];
-    if homes::is_root() {
+    if also_of_another_user {
         let foreign = dead("code-interpreter-foreign");
         std::os::unix::fs::chown(&foreign, Some(homes::USER), Some(homes::USER)).unwrap();
         kept.push(foreign);
@@ -204,21 +214,21 @@ fn ended(command: &mut Command) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// Newcomer 14: in root's own home the code was root, and nobody was told. Needs root.
+/// Newcomer 14: in root's own home the code was root, and nobody was told.
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn a_server_that_is_root_does_not_run_code_as_root() {
-    assert!(homes::is_root(), "this needs root");
     let closed = tempfile::tempdir().unwrap();
     std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let tree = program().get_envs().find(|(name, _)| *name == "PYTHON_TREE").unwrap().1.unwrap().to_owned();
+    let tree = program().get_envs().find(|(name, _)| **name == *variable("PYTHON_TREE")).unwrap().1.unwrap().to_owned();
     std::os::unix::fs::symlink(tree, closed.path().join("tree")).unwrap();
     let told = format!("`chmod o+x {}`", closed.path().display());
-    for (variable, value) in [("PYTHON_TREE", closed.path().join("tree")), ("TMPDIR", closed.path().to_owned())] {
+    for (name, value) in [(&*variable("PYTHON_TREE"), closed.path().join("tree")), ("TMPDIR", closed.path().to_owned())] {
         for arguments in [&["run", "--code", "import os; os.getuid()"][..], &["serve"], &["stdio"], &["doctor"]] {
             let mut command = program();
             // With mounts of its own a call finds both at places that are open.
-            command.env("DISABLE_LAYERS", "namespaces");
-            command.env(variable, &value).env("PRELOAD", "core").env("PORT", "0").args(arguments);
+            command.env(variable("DISABLE_LAYERS"), "namespaces");
+            command.env(name, &value).env(variable("PRELOAD"), "core").env("PORT", "0").args(arguments);
             // An open standard input: nothing else must end it.
             let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             let _input = child.stdin.take();
@@ -229,7 +239,7 @@ fn a_server_that_is_root_does_not_run_code_as_root() {
         }
     }
     let mut command = program();
-    command.env("TMPDIR", closed.path()).env("DISABLE_LAYERS", "namespaces").args([
+    command.env("TMPDIR", closed.path()).env(variable("DISABLE_LAYERS"), "namespaces").args([
         "run",
         "--allow-root",
         "--code",
@@ -279,8 +289,8 @@ async fn serve_takes_from_the_env_file_of_its_folder_what_decides_nothing_over_s
     assert_eq!(result["result"], "768", "{result}");
 }
 
-/// Needs root to become an ordinary user on such a kernel.
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn serve_says_which_layers_are_refused_and_how_to_have_them() {
     let mut command = program_in(Home::Lambda);
     command.arg("serve").env("PORT", "0").env("PRELOAD", "core").stderr(Stdio::piped());
@@ -295,8 +305,9 @@ fn serve_says_which_layers_are_refused_and_how_to_have_them() {
 }
 
 /// 1,200 descriptors in sockets that nobody reads from kept the server from sending any to its zygotes: no call was answered
-/// while that one lived. Needs root to become an ordinary user.
+/// while that one lived.
 #[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
 async fn descriptors_in_flight_of_one_call_do_not_hold_up_another() {
     let folder = temporary(Home::User);
     let mut command = program_with_descriptors(Home::User, "1024", None);

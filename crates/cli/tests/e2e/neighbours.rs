@@ -13,23 +13,22 @@ type Settings = Vec<(&'static str, &'static str)>;
 const CORE: (&str, &str) = ("PRELOAD", "core");
 const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
 
-fn when_root(homes: &[Home]) -> Vec<Home> {
-    if homes::is_root() { homes.to_vec() } else { vec![Home::Caller] }
-}
-
 fn open_to_all(directory: &std::path::Path) {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777)).unwrap();
 }
 
+in_each_home!(a_process_that_is_born_as_its_zygotes_child_does_not_outlive_its_call, User, Lambda, Strict);
 /// A child that `clone` makes the zygote's is neither below the kernel nor an orphan: it read the next caller's files.
-#[tokio::test]
-async fn a_process_that_is_born_as_its_zygotes_child_does_not_outlive_its_call() {
+async fn a_process_that_is_born_as_its_zygotes_child_does_not_outlive_its_call(homes: &[Home]) {
     let without_filter = ("DISABLE_LAYERS", "namespaces,seccomp");
-    let mut places: Vec<(Home, Settings)> =
-        when_root(&[Home::Caller, Home::User]).into_iter().map(|home| (home, vec![CORE, without_filter])).collect();
-    places.push((Home::Caller, vec![CORE]));
-    places.push((Home::Caller, vec![CORE, NO_NAMESPACES]));
-    places.extend(when_root(&[Home::Lambda, Home::Strict]).into_iter().map(|home| (home, vec![CORE])));
+    let places = homes.iter().flat_map(|home| {
+        let settings: Vec<Settings> = match home {
+            Home::Caller => vec![vec![CORE, without_filter], vec![CORE], vec![CORE, NO_NAMESPACES]],
+            Home::User => vec![vec![CORE, without_filter]],
+            _ => vec![vec![CORE]],
+        };
+        settings.into_iter().map(|settings| (*home, settings))
+    });
     let born = "import ctypes, os, platform, time\n\
                 libc = ctypes.CDLL(None, use_errno=True)\n\
                 number = 56 if platform.machine() == 'x86_64' else 220\n\
@@ -67,9 +66,9 @@ async fn a_process_that_is_born_as_its_zygotes_child_does_not_outlive_its_call()
     }
 }
 
+in_each_home!(sockets_of_the_machine_are_out_of_reach, User, NoLandlock);
 /// Landlock has no say about connections to a path: D-Bus, docker and ssh-agent answered.
-#[tokio::test]
-async fn sockets_of_the_machine_are_out_of_reach() {
+async fn sockets_of_the_machine_are_out_of_reach(homes: &[Home]) {
     let code = |folder: &str| {
         format!(
             "import socket, os\n\
@@ -95,7 +94,7 @@ async fn sockets_of_the_machine_are_out_of_reach() {
     for socket in ["stream", "datagram"] {
         open_to_all(&temporary.path().join(socket));
     }
-    for home in when_root(&[Home::Caller, Home::User, Home::NoLandlock]) {
+    for &home in homes {
         for settings in [vec![CORE], vec![CORE, NO_NAMESPACES], vec![CORE, ("DISABLE_LAYERS", "namespaces,landlock")]] {
             let result = Server::with(home, &settings).run(&code(folder)).await;
             let stdout = result["stdout"].as_str().unwrap();
@@ -123,9 +122,9 @@ async fn each_call_has_an_authentication_key_of_its_own() {
     assert_ne!(first["result"], second["result"]);
 }
 
+in_each_home!(nothing_of_a_call_that_runs_can_be_found_by_another, User);
 /// Names of sockets and directories, and command lines with what is in them, were all to be read.
-#[tokio::test]
-async fn nothing_of_a_call_that_runs_can_be_found_by_another() {
+async fn nothing_of_a_call_that_runs_can_be_found_by_another(homes: &[Home]) {
     let victim = "import os, socket, subprocess, sys\ns = socket.socket(socket.AF_UNIX); s.bind('hunter2-socket'); s.listen()\n\
                   open('hunter2-file', 'w').write('hunter2')\n\
                   subprocess.Popen(['sleep', '30.4711'], env={'hunter2': 'hunter2'})\nprint('up')\nsys.stdout.flush()\n\
@@ -139,7 +138,7 @@ async fn nothing_of_a_call_that_runs_can_be_found_by_another() {
                 try: seen += [n for n in os.listdir(os.path.dirname(here)) if n != os.path.basename(here)]\n\
                 except OSError: pass\n\
                 print(seen)";
-    for home in when_root(&[Home::Caller, Home::User]) {
+    for &home in homes {
         for more in [vec![], vec![NO_NAMESPACES]] {
             let settings = [&[CORE, ("ALLOW_SUBPROCESS", "true"), ("MAX_CONCURRENCY", "2")][..], &more[..]].concat();
             let server = Server::with(home, &settings);
@@ -160,9 +159,9 @@ async fn nothing_of_a_call_that_runs_can_be_found_by_another() {
     }
 }
 
+in_each_home!(shared_memory_of_the_machine_is_out_of_reach, User, NoLandlock);
 /// The server's own `/dev/shm` was open to the calls of a server that is root: they changed files of others in it.
-#[tokio::test]
-async fn shared_memory_of_the_machine_is_out_of_reach() {
+async fn shared_memory_of_the_machine_is_out_of_reach(homes: &[Home]) {
     let file = tempfile::Builder::new().prefix("of-the-machine-").tempfile_in("/dev/shm").unwrap();
     std::fs::write(file.path(), "as it was").unwrap();
     open_to_all(file.path());
@@ -173,7 +172,7 @@ async fn shared_memory_of_the_machine_is_out_of_reach() {
          print([attempt(lambda: open('{path}').read()), attempt(lambda: open('{path}', 'w').write('changed')), \
          attempt(lambda: os.unlink('{path}')), attempt(lambda: os.listdir('/dev/shm'))])"
     );
-    for home in when_root(&[Home::Caller, Home::User, Home::NoLandlock]) {
+    for &home in homes {
         let result = Server::with(home, &[CORE]).run(&code).await;
         let stdout = result["stdout"].as_str().unwrap();
         // What it may have made under that name is in memory of its own.
@@ -184,10 +183,8 @@ async fn shared_memory_of_the_machine_is_out_of_reach() {
 
 /// Landlock does not stop chmod: one line opened a user's keys, and another ended the server for good.
 #[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
 async fn a_users_own_files_keep_their_modes_and_a_closed_state_directory_is_mended() {
-    if !homes::is_root() {
-        return;
-    }
     let temporary = tempfile::tempdir().unwrap();
     open_to_all(temporary.path());
     let key = temporary.path().join("key");
@@ -216,10 +213,10 @@ async fn a_users_own_files_keep_their_modes_and_a_closed_state_directory_is_mend
     }
 }
 
+in_each_home!(a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory, User);
 /// SIGTERM found nobody to end what a call had started where no namespace ends it.
-#[tokio::test]
-async fn a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory() {
-    for home in when_root(&[Home::Caller, Home::User]) {
+async fn a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory(homes: &[Home]) {
+    for &home in homes {
         let temporary = tempfile::tempdir().unwrap();
         open_to_all(temporary.path());
         let path = temporary.path().to_str().unwrap();

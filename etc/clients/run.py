@@ -45,9 +45,10 @@ class Client:
 
 def server_environment() -> dict[str, str]:
     """What the server is started with in both doors: enough output for the large answer, packages kept here, and the way to the index."""
-    kept = {name: value for name, value in os.environ.items() if PASSED_ON.match(name) or name in ("PYTHON_TREE", "HOME")}
-    packages = BUILD / "packages"
-    return kept | {"PATH": os.environ["PATH"], "UV": uv(), "PACKAGE_DIR": str(packages), "MAX_OUTPUT_BYTES": "4194304", "LOG": "info"}
+    kept = {name: value for name, value in os.environ.items() if PASSED_ON.match(name) or name == "HOME"}
+    settings = {"UV": uv() or "off", "PACKAGE_DIR": str(BUILD / "packages"), "MAX_OUTPUT_BYTES": "4194304", "LOG": "info"}
+    settings |= {name: value for name, value in os.environ.items() if name == "PYTHON_TREE"}
+    return kept | {"PATH": os.environ["PATH"]} | {f"CODE_INTERPRETER_{name}": value for name, value in settings.items()}
 
 
 def uv() -> str:

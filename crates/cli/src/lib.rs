@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use server::Interpreter;
-use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, MessageSettings, Signals};
+use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, MessageSettings, Names, Signals, Sources};
 
 /// How long what runs beside the engine may take to end. A read of standard input never does.
 const TASKS_PATIENCE: Duration = Duration::from_millis(500);
@@ -142,18 +142,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The arguments, with the values of an `.env` file in the place of defaults, and what was left out of it. Only `serve`
-/// looks for one by itself: the others are started in folders that are somebody else's.
+/// The arguments, with the values of the environment and an `.env` file in the place of defaults, and what was left out of
+/// them. `stdio` and `run` are started in environments and folders that are somebody else's.
 fn read_arguments() -> Result<(Cli, Vec<String>), String> {
-    let matches = Cli::command().get_matches();
-    let file = match (matches.get_one::<PathBuf>("env_file"), matches.subcommand_name()) {
+    let command = settings::flags_only(Cli::command());
+    let given = command.clone().get_matches();
+    let names = match given.subcommand_name() {
+        Some("serve" | "doctor") => Names::Both,
+        _ => Names::Prefixed,
+    };
+    let file = match (given.get_one::<PathBuf>("env_file"), given.subcommand_name()) {
         (Some(path), _) => EnvFile::named(path)?,
         (None, Some("serve")) => EnvFile::of_the_folder()?,
         _ => EnvFile::default(),
     };
-    let with_file = |matches: ArgMatches| if file.is_empty() { matches } else { file.apply(Cli::command()).get_matches() };
-    let cli = Cli::from_arg_matches(&with_file(matches)).map_err(|error| error.to_string())?;
-    Ok((cli, file.notes().to_vec()))
+    let sources = Sources::new(names, file);
+    let matches = sources.apply(command, &given)?.get_matches();
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+    Ok((cli, sources.notes()))
 }
 
 async fn dispatch(command: Command, code: String) -> ExitCode {

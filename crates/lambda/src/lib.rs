@@ -21,7 +21,7 @@ use std::time::Duration;
 use clap::Parser;
 use lambda_http::{Error, service_fn};
 use server::Interpreter;
-use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, ResponseLock, Signals};
+use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, LogSettings, Names, ResponseLock, Signals};
 
 use crate::api::Api;
 use crate::door::Door;
@@ -42,17 +42,21 @@ struct Settings {
     http: HttpSettings,
     #[command(flatten)]
     lambda: LambdaSettings,
+    #[command(flatten)]
+    log: LogSettings,
 }
 
 /// The whole program.
 pub fn main() -> ExitCode {
     let readable = sandbox::start_again_unreadable();
-    settings::start_log(std::env::var_os("LOG").as_deref(), "warn,lambda=info,server=info", LogFormat::Json);
+    let settings = settings::from_environment::<Settings>(Names::Both);
+    let log = settings.as_ref().ok().and_then(|(settings, _)| settings.log.log.as_deref());
+    settings::start_log(log, "warn,lambda=info,server=info", LogFormat::Json);
     if let Err(error) = &readable {
         tracing::warn!(%error, "user code can read this process's memory and environment");
     }
     let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::from).and_then(|runtime| {
-        let result = runtime.block_on(serve(readable.is_ok()));
+        let result = runtime.block_on(serve(settings, readable.is_ok()));
         // Kernels that are just being started end with their tasks, and the engine's directory with the last of them.
         runtime.shutdown_timeout(END_PATIENCE);
         result
@@ -66,8 +70,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn serve(unreadable: bool) -> Result<(), Error> {
-    let settings = Settings::try_parse_from(["bootstrap"]).map_err(|error| error.to_string())?;
+async fn serve(settings: Result<(Settings, Vec<String>), String>, unreadable: bool) -> Result<(), Error> {
+    let (settings, notes) = settings?;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
     let streaming = settings.lambda.response_streaming;
     let api = Api::from_environment()?;
     let events = Arc::new(Events::new(api.clone()));

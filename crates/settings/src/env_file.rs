@@ -2,14 +2,17 @@
 //!
 //! Rule: a file that somebody names may set whatever the registry knows. The one of the folder one stands in may be
 //! anybody's, a cloned repository's: it sets nothing that decides over security. Nothing gets from a file into the
-//! process's environment, where other programs and libraries would find it, and what is left out is told.
+//! process's environment, where other programs and libraries would find it, and what is left out is told. Names are taken
+//! with the prefix of variables and without, whoever reads the file: it is about this program only.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::Path;
 
 use clap::{Arg, Command};
 
-use crate::ORDINARY;
+use crate::environment::{PREFIX, is_empty};
+use crate::{ORDINARY, env_lines};
 
 /// More is no file of settings.
 const MAX_BYTES: u64 = 1 << 20;
@@ -20,6 +23,7 @@ const OF_THE_FOLDER: &str = ".env";
 /// What a file sets.
 #[derive(Debug, Default)]
 pub struct EnvFile {
+    /// By the names without prefix; of two values of a setting the one to be taken is first.
     values: Vec<(String, String)>,
     notes: Vec<String>,
 }
@@ -46,28 +50,13 @@ impl EnvFile {
         if path.is_file() { Self::read(path, true) } else { Ok(Self::default()) }
     }
 
-    /// The command with these values in the place of defaults: flags and environment are stronger.
-    #[must_use]
-    pub fn apply(&self, mut command: Command) -> Command {
-        let value_of = |argument: &Arg| Some((argument.get_id().clone(), self.value(argument.get_env()?.to_str()?)?.to_owned()));
-        for (id, value) in command.get_arguments().filter_map(value_of).collect::<Vec<_>>() {
-            command = command.mut_arg(id, |argument| argument.default_value(value));
-        }
-        let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect::<Vec<_>>();
-        names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |command| self.apply(command)))
-    }
-
     /// What was left out, in one line each.
-    pub fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Whether it sets anything.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    fn value(&self, name: &str) -> Option<&str> {
+    /// A setting's value.
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.values.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
@@ -76,15 +65,19 @@ impl EnvFile {
         let settings = registry.get_arguments().filter_map(|argument| Some((argument.get_env()?.to_str()?, argument)));
         let settings = settings.collect::<Vec<_>>();
         let (mut file, mut refused, mut unknown) = (Self::default(), Vec::new(), Vec::new());
-        for (name, value) in parse(path)? {
+        let mut lines = parse(path)?;
+        lines.sort_by_key(|(name, _)| !name.starts_with(PREFIX));
+        for (written, value) in lines {
+            let name = written.strip_prefix(PREFIX).unwrap_or(&written);
             match settings.iter().find(|(known, _)| *known == name) {
-                None => unknown.push(name),
-                Some((_, argument)) if is_anybodys && argument.get_help_heading() != Some(ORDINARY) => refused.push(name),
+                None => unknown.push(name.to_owned()),
+                Some((_, argument)) if is_anybodys && argument.get_help_heading() != Some(ORDINARY) => {
+                    refused.push(name.to_owned());
+                }
+                Some(_) if is_empty(OsStr::new(&value)) => {}
                 Some((_, argument)) => {
-                    check(argument, &value).map_err(|reason| format!("{}: {name}: {reason}", path.display()))?;
-                    if file.value(&name).is_none() {
-                        file.values.push((name, value));
-                    }
+                    check(argument, OsStr::new(&value)).map_err(|reason| format!("{}: {written}: {reason}", path.display()))?;
+                    file.values.push((name.to_owned(), value));
                 }
             }
         }
@@ -119,42 +112,32 @@ fn parse(path: &Path) -> Result<Vec<(String, String)>, String> {
     let line_at = |offset: usize| bytes[..offset].split(|byte| *byte == b'\n').count();
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| format!("{}: line {}: it must be UTF-8", path.display(), line_at(error.valid_up_to())))?;
-    let text = text.trim_start_matches('\u{feff}');
-    let lines = dotenvy::from_read_iter(text.as_bytes()).map(|line| {
-        line.map_err(|error| match error {
-            dotenvy::Error::LineParse(line, _) => {
-                let offset = std::str::from_utf8(&bytes).ok().and_then(|text| text.find(line.trim_end())).unwrap_or(0);
-                format!(
-                    "{}: line {}: it must be NAME=value, with values that have blanks or quotes in quotes",
-                    path.display(),
-                    line_at(offset)
-                )
-            }
-            other => format!("{}: {other}", path.display()),
-        })
-    });
-    lines.collect()
+    env_lines::parse(text.trim_start_matches('\u{feff}'))
+        .map_err(|line| format!("{}: line {line}: it must be {}", path.display(), env_lines::FORM))
 }
 
 /// Whether the setting takes the value, as a flag would.
-fn check(argument: &Arg, value: &str) -> Result<(), String> {
-    let flag = format!("--{}={value}", argument.get_long().unwrap_or_default());
+pub(crate) fn check(argument: &Arg, value: &OsStr) -> Result<(), String> {
+    let mut flag = OsString::from(format!("--{}=", argument.get_long().unwrap_or_default()));
+    flag.push(value);
     let command = Command::new("").no_binary_name(true).disable_help_flag(true).arg(argument.clone());
     let refused = command.try_get_matches_from([flag]).err().map(|error| error.to_string());
     // The reason without the usage.
-    refused.map_or(Ok(()), |text| Err(text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").to_owned()))
+    refused.map_or(Ok(()), |text| {
+        Err(text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim_end().to_owned())
+    })
 }
 
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let near = known.iter().map(|known| (strsim::osa_distance(name, known), *known));
-    near.min().filter(|(distance, _)| *distance <= 2.max(name.len() / 5)).map(|(_, known)| known)
+    near.min().filter(|(distance, _)| *distance <= 2.max(name.len() / 5) && *distance < name.len()).map(|(_, known)| known)
 }
 
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     name.chars().take(60).collect()
 }
 
-fn list(names: impl ExactSizeIterator<Item = String>) -> String {
+pub(crate) fn list(names: impl ExactSizeIterator<Item = String>) -> String {
     let more = names.len().saturating_sub(MAX_NAMES);
     let told = names.take(MAX_NAMES).collect::<Vec<_>>().join(", ");
     if more == 0 { told } else { format!("{told} and {more} more") }
@@ -165,6 +148,7 @@ mod tests {
     use clap::{CommandFactory, FromArgMatches, Parser};
 
     use super::*;
+    use crate::environment::{Names, Sources, flags_only};
 
     #[derive(Debug, Parser)]
     struct Program {
@@ -190,14 +174,15 @@ mod tests {
 
     #[test]
     fn a_file_stands_in_for_defaults_of_every_kind_and_a_flag_is_stronger() {
-        let file = file("export PORT=81\nALLOWED_HOSTS='a,b'\nALLOW_NETWORK=true\nMAX_QUEUE=7\nMIN_PACKAGE_AGE=3\nUV=\n");
-        let values = EnvFile::named(file.path()).expect("read");
-        let command = values.apply(Program::command());
+        let file = file("export PORT=81\nALLOWED_HOSTS='a,b'\nALLOW_NETWORK=true\nMAX_QUEUE=7\nMIN_PACKAGE_AGE=3\nUV=off\n");
+        let sources = Sources::new(Names::Prefixed, EnvFile::named(file.path()).expect("read"));
+        let given = flags_only(Program::command()).get_matches_from(["x", "serve", "--max-queue", "9"]);
+        let command = sources.apply(flags_only(Program::command()), &given).expect("values");
         let matches = command.try_get_matches_from(["x", "serve", "--max-queue", "9"]).expect("arguments");
         let Program { command: Serve::Serve { engine, http } } = Program::from_arg_matches(&matches).expect("settings");
         assert_eq!((http.port, engine.max_queue, engine.allow_network), (81, 9, true));
         assert_eq!(http.allowed_hosts, ["a", "b"]);
-        assert_eq!((engine.packages.min_package_age, engine.packages.uv), (Some(3.0), Some("".into())));
+        assert_eq!((engine.packages.min_package_age, engine.packages.uv), (Some(3.0), Some("off".into())));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Every setting, once: a flag, an environment variable, a default and its meaning.
 //!
 //! Rule: this is the registry. `.env.example` and the README's table are printed from it (`make settings`), and a test
-//! holds them to it. A flag is stronger than the environment, which is stronger than an `.env` file. Each setting's heading
-//! says whether it decides over security; one that does is never taken from a file that nobody named.
+//! holds them to it. Where values come from is [`Sources`]' affair, and what numbers may be that of `bounds`. Each setting's
+//! heading says whether it decides over security; one that does is never taken from a file that nobody named.
 
+mod bounds;
 mod descriptors;
 mod env_file;
+mod env_lines;
+mod environment;
 mod layers;
 mod log;
 mod reference;
@@ -26,6 +29,7 @@ use protocol::{
 use server::{HttpOptions, Interpreter, Layer, ServedNames, StructuredContent};
 
 pub use env_file::EnvFile;
+pub use environment::{Names, Sources, flags_only, from_environment};
 pub use layers::{hint, warn_of_refused};
 pub use log::{LogFormat, LogSettings, start_log};
 pub use reference::reference;
@@ -39,8 +43,8 @@ pub(crate) const ORDINARY: &str = "Settings";
 const DEFAULT_IMPORTS: &str = "json,math,datetime,statistics,itertools,functools,collections,re,string,random,decimal,\
      fractions,numpy,pandas";
 
-/// A day: no clock can be asked to wait for ever.
-const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(86_400);
+/// The value of `UV` with which pip is used.
+const NO_UV: &str = "off";
 
 /// How much of the stack is imported ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,43 +74,43 @@ pub struct EngineSettings {
     #[arg(long, env = "PRELOAD", help_heading = ORDINARY, default_value = "all")]
     preload: PreloadSetting,
     /// Calls that run at the same time; twice the number of cores when not set.
-    #[arg(long, env = "MAX_CONCURRENCY", help_heading = ORDINARY, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "MAX_CONCURRENCY", help_heading = ORDINARY, value_parser = |text: &str| bounds::whole(text, 1..=1024_u32))]
     max_concurrency: Option<u32>,
     /// Calls that may wait for a free place; further ones are answered `busy`.
-    #[arg(long, env = "MAX_QUEUE", help_heading = ORDINARY, default_value = "64")]
+    #[arg(long, env = "MAX_QUEUE", help_heading = ORDINARY, default_value = "64", value_parser = |text: &str| bounds::whole(text, 0..=65_536_usize))]
     max_queue: usize,
     /// Warm processes kept ready for each stage of the stack.
-    #[arg(long, env = "SPARE_KERNELS", help_heading = ORDINARY, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, env = "SPARE_KERNELS", help_heading = ORDINARY, default_value = "1", value_parser = |text: &str| bounds::whole(text, 1..=64_u32))]
     spare_kernels: u32,
     /// Seconds a call may take when it names no timeout; 30, or the longest timeout where that is less, when not set.
-    #[arg(long, env = "DEFAULT_TIMEOUT", help_heading = ORDINARY)]
+    #[arg(long, env = "DEFAULT_TIMEOUT", help_heading = ORDINARY, value_parser = bounds::seconds)]
     default_timeout: Option<f64>,
     /// The longest timeout a call may ask for, in seconds.
-    #[arg(long, env = "MAX_TIMEOUT", help_heading = ORDINARY, default_value_t = MAX_TIMEOUT_SECONDS)]
+    #[arg(long, env = "MAX_TIMEOUT", help_heading = ORDINARY, default_value_t = MAX_TIMEOUT_SECONDS, value_parser = bounds::seconds)]
     max_timeout: f64,
     /// Memory a call may use on top of the warm interpreter, in MB.
-    #[arg(long, env = "MAX_MEMORY_MB", help_heading = SECURITY, default_value_t = DEFAULT_MEMORY_MB)]
+    #[arg(long, env = "MAX_MEMORY_MB", help_heading = SECURITY, default_value_t = DEFAULT_MEMORY_MB, value_parser = |text: &str| bounds::whole(text, MIN_MEMORY_MB..=bounds::MAX_MB))]
     max_memory_mb: u64,
     /// How much of each of stdout and stderr comes back, in bytes.
-    #[arg(long, env = "MAX_OUTPUT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_CAP_BYTES)]
+    #[arg(long, env = "MAX_OUTPUT_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_OUTPUT_CAP_BYTES, value_parser = |text: &str| bounds::whole(text, 0..=bounds::MAX_KEPT_BYTES))]
     max_output_bytes: usize,
     /// Output after which a run is ended, in bytes.
-    #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = SECURITY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES)]
+    #[arg(long, env = "OUTPUT_LIMIT_BYTES", help_heading = SECURITY, default_value_t = DEFAULT_OUTPUT_HARD_LIMIT_BYTES, value_parser = |text: &str| bounds::whole(text, 1..=bounds::MAX_MB << 20))]
     output_limit_bytes: u64,
     /// What all images of an answer may take, in bytes (as base64 a third more); larger ones come with fewer colours or smaller, or are left out with a note.
-    #[arg(long, env = "MAX_IMAGES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_IMAGES_BYTES)]
+    #[arg(long, env = "MAX_IMAGES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_IMAGES_BYTES, value_parser = |text: &str| bounds::whole(text, 0..=bounds::MAX_KEPT_BYTES))]
     max_images_bytes: usize,
     /// What the contents of all files that the code leaves may take in an answer, in bytes (as base64 a third more); larger files are named and not kept.
-    #[arg(long, env = "MAX_FILES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_FILES_BYTES)]
+    #[arg(long, env = "MAX_FILES_BYTES", help_heading = ORDINARY, default_value_t = DEFAULT_FILES_BYTES, value_parser = |text: &str| bounds::whole(text, 0..=bounds::MAX_KEPT_BYTES))]
     max_files_bytes: usize,
     /// Largest file a call may write, in MB.
-    #[arg(long, env = "MAX_FILE_MB", help_heading = SECURITY, default_value = "256")]
+    #[arg(long, env = "MAX_FILE_MB", help_heading = SECURITY, default_value = "256", value_parser = bounds::megabytes)]
     max_file_mb: u64,
     /// What all files of a call may take together, in MB.
-    #[arg(long, env = "MAX_DISK_MB", help_heading = SECURITY, default_value_t = DEFAULT_DISK_MB)]
+    #[arg(long, env = "MAX_DISK_MB", help_heading = SECURITY, default_value_t = DEFAULT_DISK_MB, value_parser = bounds::megabytes)]
     max_disk_mb: u64,
     /// Processes and threads a call may have at once.
-    #[arg(long, env = "MAX_PROCESSES", help_heading = SECURITY, default_value = "64")]
+    #[arg(long, env = "MAX_PROCESSES", help_heading = SECURITY, default_value = "64", value_parser = |text: &str| bounds::whole(text, 1..=bounds::MAX_PROCESSES))]
     max_processes: u64,
     /// Let the code reach the network; DNS counts as network.
     #[arg(long, env = "ALLOW_NETWORK", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -151,11 +155,11 @@ struct PackageSettings {
     /// The package index's address; may hold credentials, which are shown nowhere.
     #[arg(long, env = "PACKAGE_INDEX", help_heading = SECURITY, hide_env_values = true)]
     package_index: Option<IndexUrl>,
-    /// The uv to install with; found beside the tree or on the path when not set, and when empty or not found pip is used.
+    /// The uv to install with; found beside the tree or on the path when not set. With `off`, and where none is found, pip is used.
     #[arg(long, env = "UV", help_heading = SECURITY)]
     uv: Option<std::ffi::OsString>,
     /// Seconds that resolving and installing may take together.
-    #[arg(long, env = "INSTALL_TIMEOUT", help_heading = ORDINARY, default_value = "30")]
+    #[arg(long, env = "INSTALL_TIMEOUT", help_heading = ORDINARY, default_value = "30", value_parser = bounds::seconds)]
     install_timeout: f64,
     /// Packages that are never installed.
     #[arg(long, env = "BLOCKED_PACKAGES", help_heading = SECURITY, value_delimiter = ',')]
@@ -167,19 +171,19 @@ struct PackageSettings {
     #[arg(long, env = "KNOWN_PACKAGES", help_heading = SECURITY, value_delimiter = ',')]
     known_packages: Vec<String>,
     /// Days that a file must have been on the index before it is installed.
-    #[arg(long, env = "MIN_PACKAGE_AGE", help_heading = SECURITY)]
+    #[arg(long, env = "MIN_PACKAGE_AGE", help_heading = SECURITY, value_parser = bounds::days)]
     min_package_age: Option<f64>,
     /// A file of pins with hashes, as `pip --require-hashes` reads it: nothing else is installed.
     #[arg(long, env = "PACKAGE_HASHES", help_heading = SECURITY)]
     package_hashes: Option<PathBuf>,
     /// What all installed packages may take on disk, in MB; those not used for longest go first.
-    #[arg(long, env = "PACKAGE_CACHE_MB", help_heading = ORDINARY, default_value = "2048")]
+    #[arg(long, env = "PACKAGE_CACHE_MB", help_heading = ORDINARY, default_value = "2048", value_parser = bounds::megabytes)]
     package_cache_mb: u64,
     /// What one install may take, in MB.
-    #[arg(long, env = "MAX_INSTALL_MB", help_heading = ORDINARY, default_value = "512")]
+    #[arg(long, env = "MAX_INSTALL_MB", help_heading = ORDINARY, default_value = "512", value_parser = bounds::megabytes)]
     max_install_mb: u64,
     /// How many packages one install may bring.
-    #[arg(long, env = "MAX_INSTALL_PACKAGES", help_heading = ORDINARY, default_value = "100")]
+    #[arg(long, env = "MAX_INSTALL_PACKAGES", help_heading = ORDINARY, default_value = "100", value_parser = |text: &str| bounds::whole(text, 0..=10_000_usize))]
     max_install_packages: usize,
     /// A bucket in which installed packages are kept for other environments, under code-interpreter/packages.
     #[arg(long, env = "S3_BUCKET", help_heading = SECURITY)]
@@ -230,7 +234,7 @@ impl LambdaSettings {
 #[derive(Args, Clone, Debug)]
 pub struct MessageSettings {
     /// Largest request body, and on standard input the longest line, in bytes.
-    #[arg(long, env = "MAX_BODY_BYTES", help_heading = SECURITY, default_value = "12582912")]
+    #[arg(long, env = "MAX_BODY_BYTES", help_heading = SECURITY, default_value = "12582912", value_parser = |text: &str| bounds::whole(text, 1..=bounds::MAX_KEPT_BYTES))]
     pub max_body_bytes: usize,
 }
 
@@ -241,7 +245,7 @@ pub struct HttpSettings {
     #[arg(long, env = "HOST", help_heading = SECURITY, default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen on; 0 takes a free one.
-    #[arg(long, env = "PORT", help_heading = ORDINARY, default_value = "8000")]
+    #[arg(long, env = "PORT", help_heading = ORDINARY, default_value = "8000", value_parser = |text: &str| bounds::whole(text, 0..=u16::MAX))]
     pub port: u16,
     /// Host headers that are served, besides HOST itself; `*` serves all.
     #[arg(long, env = "ALLOWED_HOSTS", help_heading = SECURITY, value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
@@ -252,10 +256,10 @@ pub struct HttpSettings {
     #[command(flatten)]
     messages: MessageSettings,
     /// Connections at once; above it those that have waited longest for their client are closed.
-    #[arg(long, env = "MAX_CONNECTIONS", help_heading = SECURITY, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, env = "MAX_CONNECTIONS", help_heading = SECURITY, default_value = "512", value_parser = |text: &str| bounds::whole(text, 1..=65_536_u32))]
     max_connections: u32,
     /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.
-    #[arg(long, env = "IDLE_TIMEOUT", help_heading = ORDINARY, default_value = "75")]
+    #[arg(long, env = "IDLE_TIMEOUT", help_heading = ORDINARY, default_value = "75", value_parser = bounds::seconds)]
     idle_timeout: f64,
 }
 
@@ -290,8 +294,8 @@ impl EngineSettings {
             StructuredContentSetting::Always => StructuredContent::Always,
             StructuredContentSetting::Never => StructuredContent::Never,
         };
-        let interpreter =
-            Interpreter::new(engine, packages, self.max_timeout()?, self.policy, door_layers, structured_content);
+        let max_timeout = Duration::from_secs_f64(self.max_timeout);
+        let interpreter = Interpreter::new(engine, packages, max_timeout, self.policy, door_layers, structured_content);
         server::require(&interpreter.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
         if wait {
@@ -328,12 +332,8 @@ impl EngineSettings {
     /// # Errors
     /// The first setting that can't be used.
     pub fn config(&self) -> Result<EngineConfig, String> {
-        if self.max_memory_mb < MIN_MEMORY_MB {
-            return Err(format!("MAX_MEMORY_MB: must be at least {MIN_MEMORY_MB}, not {}", self.max_memory_mb));
-        }
         let default_timeout = self.default_timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS.min(self.max_timeout));
-        let timeout = seconds("DEFAULT_TIMEOUT", default_timeout)?;
-        if timeout > self.max_timeout()? {
+        if default_timeout > self.max_timeout {
             return Err(format!("DEFAULT_TIMEOUT: must be at most MAX_TIMEOUT ({}), not {default_timeout}", self.max_timeout));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -349,7 +349,7 @@ impl EngineSettings {
             max_queue: self.max_queue,
             spares: self.spare_kernels as usize,
             limits: Limits {
-                timeout,
+                timeout: Duration::from_secs_f64(default_timeout),
                 memory_bytes: self.max_memory_mb << 20,
                 output_cap_bytes: self.max_output_bytes,
                 output_hard_limit_bytes: self.output_limit_bytes,
@@ -376,20 +376,20 @@ impl EngineSettings {
     /// What packages are installed with.
     fn packages(&self) -> Result<PackagesConfig, String> {
         let of = &self.packages;
-        let min_age = of.min_package_age.map(|days| seconds("MIN_PACKAGE_AGE", days * 86_400.0)).transpose()?;
+        let uv = of.uv.clone().filter(|uv| !environment::is_empty(uv));
         let index = of.package_index.clone().filter(|index| !index.is_empty());
         index.as_ref().map_or(Ok(()), IndexUrl::check).map_err(|why| format!("PACKAGE_INDEX: {why}"))?;
         let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));
         Ok(PackagesConfig {
             allow_install: self.allow_install,
             directory: absolute(&of.package_dir.clone().unwrap_or_else(default_package_dir))?,
-            uv: of.uv.clone().map(PathBuf::from),
+            uv: uv.map(|uv| if uv == NO_UV { PathBuf::new() } else { PathBuf::from(uv) }),
             index,
-            timeout: seconds("INSTALL_TIMEOUT", of.install_timeout)?,
+            timeout: Duration::from_secs_f64(of.install_timeout),
             blocked: names(&of.blocked_packages),
             allowed: names(&of.allowed_packages),
             known: names(&of.known_packages),
-            min_age,
+            min_age: of.min_package_age.map(|days| Duration::from_secs_f64(days * 86_400.0)),
             hashes: of.package_hashes.as_ref().map(absolute).transpose()?,
             cache_bytes: of.package_cache_mb << 20,
             install_bytes: of.max_install_mb << 20,
@@ -404,11 +404,6 @@ impl EngineSettings {
             tracing::warn!("DISABLE_LAYERS leaves off {}: the code is held by less", self.disable_layers.join(", "));
         }
     }
-
-    /// The longest timeout a call may ask for.
-    fn max_timeout(&self) -> Result<Duration, String> {
-        seconds("MAX_TIMEOUT", self.max_timeout)
-    }
 }
 
 impl HttpSettings {
@@ -417,15 +412,11 @@ impl HttpSettings {
     /// # Errors
     /// The first setting that can't be used.
     pub fn options(&self) -> Result<HttpOptions, String> {
-        let idle_timeout = seconds("IDLE_TIMEOUT", self.idle_timeout)?;
-        if idle_timeout > MAX_IDLE_TIMEOUT {
-            return Err(format!("IDLE_TIMEOUT: must be at most {}, not {}", MAX_IDLE_TIMEOUT.as_secs(), self.idle_timeout));
-        }
         Ok(HttpOptions {
             names: ServedNames::new(&self.allowed_hosts, &self.allowed_origins)?.and_host(&self.host),
             max_body_bytes: self.messages.max_body_bytes,
             max_connections: self.max_connections as usize,
-            idle_timeout,
+            idle_timeout: Duration::from_secs_f64(self.idle_timeout),
         })
     }
 }
@@ -454,13 +445,6 @@ fn names(list: &[String]) -> Vec<String> {
 
 fn policy(word: &str) -> Result<Policy, String> {
     Policy::from_word(word).ok_or_else(|| "must be open or restricted".to_owned())
-}
-
-fn seconds(name: &str, value: f64) -> Result<Duration, String> {
-    match Duration::try_from_secs_f64(value) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("{name}: must be a number of seconds above 0, not {value}")),
-    }
 }
 
 #[derive(Debug, clap::Parser)]

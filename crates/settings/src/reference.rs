@@ -2,7 +2,8 @@
 
 const ENV_HEAD: &str =
     "# Settings of code-interpreter. `--env-file FILE` reads such a file; `serve` also reads .env of the folder it is started
-# in, without what decides over security there (`code-interpreter serve --help` says which).
+# in, without what decides over security there (`code-interpreter serve --help` says which). A value is what is written,
+# also with a $ in it. In the environment each has CODE_INTERPRETER_ in front, which `serve` and `doctor` don't insist on.
 
 ";
 

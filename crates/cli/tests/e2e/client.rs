@@ -37,6 +37,11 @@ fn installation() -> &'static (PathBuf, PathBuf, PathBuf) {
     })
 }
 
+/// A setting's variable, by the name that every command reads.
+pub(crate) fn variable(setting: &str) -> String {
+    format!("CODE_INTERPRETER_{setting}")
+}
+
 /// The program with the tree named, to be given its arguments.
 pub(crate) fn program() -> Command {
     program_in(Home::Caller)
@@ -61,9 +66,9 @@ pub(crate) fn program_in(home: Home) -> Command {
     if home != Home::Caller {
         command.uid(homes::USER).gid(homes::USER);
     }
-    command.env_clear().env("PYTHON_TREE", tree).env("PATH", "/usr/bin:/bin").env("SECRET_KEY", "of-the-server");
+    command.env_clear().env(variable("PYTHON_TREE"), tree).env("PATH", "/usr/bin:/bin").env("SECRET_KEY", "of-the-server");
     // Of the tests' own, and for each home another: its user owns it.
-    command.env("PACKAGE_DIR", std::env::temp_dir().join(format!("code-interpreter-test-packages-{home:?}")));
+    command.env(variable("PACKAGE_DIR"), std::env::temp_dir().join(format!("code-interpreter-test-packages-{home:?}")));
     command.current_dir("/");
     command
 }
@@ -125,7 +130,10 @@ impl Server {
                 .args(limited.get_args());
             command.env_clear().envs(limited.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
         }
-        command.envs(settings.iter().copied());
+        // By the plain names, which a server reads, too, where the prefixed one is not there.
+        for (name, value) in settings {
+            command.env_remove(variable(name)).env(name, value);
+        }
         Self::logged(command)
     }
 
@@ -135,7 +143,7 @@ impl Server {
     }
 
     fn logged(mut command: Command) -> (Self, Arc<Mutex<Vec<String>>>) {
-        command.arg("serve").env("PORT", "0");
+        command.arg("serve").env(variable("PORT"), "0");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines

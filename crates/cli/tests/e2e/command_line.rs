@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::client::{Home, program, program_in, program_with_descriptors};
+use crate::client::{Home, program, program_in, program_with_descriptors, variable};
 
 fn run(arguments: &[&str]) -> Output {
     program().arg("run").args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -62,7 +62,7 @@ fn wrong_arguments_name_the_field() {
     assert!(
         text(&output.stderr).contains("timeout: must be more than 0 and at most 120 seconds, not 500; MAX_TIMEOUT allows more")
     );
-    let output = program().args(["run", "--code", "1"]).env("PYTHON_TREE", "/nowhere").output().unwrap();
+    let output = program().args(["run", "--code", "1"]).env(variable("PYTHON_TREE"), "/nowhere").output().unwrap();
     assert!(text(&output.stderr).contains("no Python tree at /nowhere"));
 }
 
@@ -89,13 +89,13 @@ fn settings_come_from_flags_then_environment_then_a_named_file() {
     assert!(limit(&|_| {}).contains("0.25 s"));
     assert!(
         limit(&|command| {
-            command.env("DEFAULT_TIMEOUT", "0.5");
+            command.env(variable("DEFAULT_TIMEOUT"), "0.5");
         })
         .contains("0.5 s")
     );
     assert!(
         limit(&|command| {
-            command.env("DEFAULT_TIMEOUT", "0.5").args(["--default-timeout", "0.75"]);
+            command.env(variable("DEFAULT_TIMEOUT"), "0.5").args(["--default-timeout", "0.75"]);
         })
         .contains("0.75 s")
     );
@@ -104,6 +104,42 @@ fn settings_come_from_flags_then_environment_then_a_named_file() {
     let output = command.output().unwrap();
     assert_eq!(text(&output.stdout), "ran\n0\n", "a file that is named sets everything");
     assert!(text(&output.stderr).contains("settings: not settings, and left out: MAX_MEMROY_MB (MAX_MEMORY_MB?)"));
+}
+
+/// C18: any project's `ALLOW_SUBPROCESS`, `POLICY` or `UV` changed a program that an assistant had started there.
+#[test]
+fn run_and_stdio_read_the_prefixed_names_only_and_a_server_both() {
+    let code = "import os\ntry: os.system('echo ran')\nexcept PermissionError: print('refused')";
+    let set = [("ALLOW_SUBPROCESS", "true"), ("POLICY", "nonsense"), ("PYTHON_TREE", "/nowhere"), ("LOG", "off")];
+    let output = program().args(["run", "--code", code]).envs(set).output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "refused\n", "{told}");
+    assert!(told.contains("read with the prefix CODE_INTERPRETER_ only here, and left out: ALLOW_SUBPROCESS\n"), "{told}");
+    let stdio = program().arg("stdio").envs(set).env(variable("PRELOAD"), "core").stdin(Stdio::null()).output().unwrap();
+    assert!(!text(&stdio.stderr).contains("nonsense") && !text(&stdio.stderr).contains("/nowhere"), "{}", text(&stdio.stderr));
+    let mut command = program();
+    command.args(["run", "--code", code]).env(variable("ALLOW_SUBPROCESS"), "true").env(variable("LOG"), "error").envs(set);
+    let output = command.output().unwrap();
+    assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("ran\n", ""));
+    // `doctor` stands for a server: its environment is its own.
+    let doctor = |name: String, value: &str| {
+        let output = program().args(["doctor", "--preload", "core"]).env("POLICY", "open").env(name, value).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    assert!(doctor("ALLOW_NETWORK".to_owned(), "true").1.contains("ALLOW_NETWORK is on"));
+    let (status, _, told) = doctor("MAX_QUEUE".to_owned(), "-1");
+    assert!(
+        status == Some(2) && told.contains("MAX_QUEUE: ") && told.contains("must be a whole number from 0 to 65536"),
+        "{told}"
+    );
+    let (status, _, told) = doctor(variable("POLICY"), "nonsense");
+    assert!(
+        status == Some(2) && told.contains("CODE_INTERPRETER_POLICY: ") && told.contains("must be open or restricted"),
+        "{told}"
+    );
+    let (status, _, told) = doctor(variable("MAX_TIMEOUTS"), "1");
+    assert_eq!(status, Some(0), "{told}");
+    assert!(told.contains("CODE_INTERPRETER_MAX_TIMEOUTS (CODE_INTERPRETER_MAX_TIMEOUT?)"), "{told}");
 }
 
 /// C18: a cloned repository's `.env` turned off the walls and let programs run, from two folders up too.
@@ -125,7 +161,13 @@ fn the_env_file_of_the_folder_one_stands_in_or_above_is_not_read() {
         ]);
         let output = command.output().unwrap();
         assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("refused\n", ""));
-        let stdio = program().current_dir(&directory).arg("stdio").env("PRELOAD", "core").stdin(Stdio::null()).output().unwrap();
+        let stdio = program()
+            .current_dir(&directory)
+            .arg("stdio")
+            .env(variable("PRELOAD"), "core")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(!text(&stdio.stderr).contains("nonsense"), "{}", text(&stdio.stderr));
         let doctor = program().current_dir(&directory).args(["doctor", "--preload", "core"]).output().unwrap();
         assert!(text(&doctor.stdout).contains("no_subprocess: "), "{}", text(&doctor.stderr));
@@ -179,16 +221,16 @@ fn no_uv_is_taken_from_the_folder_one_stands_in() {
     let folder = tempfile::tempdir().unwrap();
     let (evil, ran) = (folder.path().join("evil"), folder.path().join("ran"));
     hostile_program(&evil.join("uv"), &ran);
-    let tree = program().get_envs().find(|(name, _)| *name == "PYTHON_TREE").unwrap().1.unwrap().to_owned();
+    let tree = program().get_envs().find(|(name, _)| **name == *variable("PYTHON_TREE")).unwrap().1.unwrap().to_owned();
     // Another way to the tree, beside which there is no uv.
     std::os::unix::fs::symlink(tree, folder.path().join("tree")).unwrap();
     std::os::unix::fs::symlink("/", evil.join("bin")).unwrap();
     let mut command = program();
-    command.env("PYTHON_TREE", folder.path().join("tree")).env("PATH", ":.:../evil").current_dir(&evil);
+    command.env(variable("PYTHON_TREE"), folder.path().join("tree")).env("PATH", ":.:../evil").current_dir(&evil);
     command
-        .env("PACKAGE_DIR", folder.path().join("packages"))
-        .env("PACKAGE_INDEX", "http://127.0.0.1:1/simple")
-        .env("ALLOW_ROOT", "true");
+        .env(variable("PACKAGE_DIR"), folder.path().join("packages"))
+        .env(variable("PACKAGE_INDEX"), "http://127.0.0.1:1/simple")
+        .env(variable("ALLOW_ROOT"), "true");
     let output = command.args(["run", "--code", "1", "--requirement", "humanize"]).output().unwrap();
     assert!(text(&output.stderr).contains("package_error"), "{}", text(&output.stderr));
     assert!(!ran.exists());
@@ -205,7 +247,8 @@ fn hostile_program(path: &std::path::Path, mark: &std::path::Path) {
 /// `LOG=verbose` was silence: the word was taken for the name of a part.
 #[test]
 fn an_unknown_log_value_is_told_and_is_not_silence() {
-    let output = program().args(["run", "--code", "1", "--disable-layer", "seccomp"]).env("LOG", "verbose").output().unwrap();
+    let output =
+        program().args(["run", "--code", "1", "--disable-layer", "seccomp"]).env(variable("LOG"), "verbose").output().unwrap();
     let told = text(&output.stderr);
     assert!(told.contains("LOG: \"verbose\" is no level; it must be one of off, error, warn, info, debug, trace"), "{told}");
     assert!(told.contains("DISABLE_LAYERS leaves off seccomp"), "{told}");
@@ -269,8 +312,9 @@ fn doctor_reports_a_working_interpreter_and_its_layers() {
 }
 
 #[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn doctor_says_of_each_refused_layer_how_to_have_it() {
-    // As an ordinary user on a kernel that refuses nearly all. Needs root to become one.
+    // As an ordinary user on a kernel that refuses nearly all.
     let output = program_in(Home::Lambda).args(["doctor", "--preload", "core"]).output().unwrap();
     let report = text(&output.stdout);
     let lines = report.lines().collect::<Vec<_>>();

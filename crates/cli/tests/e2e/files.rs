@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server, program_in};
+use crate::client::{Home, Server, program_in, variable};
 
 /// With and without namespaces, root and not, with every layer and with few.
 fn homes() -> Vec<(Home, &'static [(&'static str, &'static str)])> {
@@ -30,7 +30,8 @@ fn run(home: Home, settings: &[(&str, &str)], code: &str) -> (Value, BTreeMap<St
     }
     let folder = place.path().join("out");
     let mut command = program_in(home);
-    command.envs(settings.iter().copied()).args(["run", "--json", "--code", code, "--files"]).arg(&folder);
+    command.envs(settings.iter().map(|(name, value)| (variable(name), value)));
+    command.args(["run", "--json", "--code", code, "--files"]).arg(&folder);
     let output = command.output().unwrap();
     let result = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let mut files = BTreeMap::new();

@@ -37,7 +37,7 @@ impl Shop {
         let mut all = vec![("PRELOAD", "core"), ("PACKAGE_DIR", &*directory)];
         match tool {
             Tool::Uv => all.push(("UV", &uv)),
-            Tool::Pip => all.push(("UV", "")),
+            Tool::Pip => all.push(("UV", "off")),
         }
         let certificates = std::env::var("SSL_CERT_FILE").unwrap_or_default();
         if !certificates.is_empty() {

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::client::{Server, last_event, processes_named, program, told};
+use crate::client::{Server, last_event, processes_named, program, told, variable};
 
 /// A run that nothing but its end ends, and that says that it has begun.
 const ENDLESS: &str = "print('on', flush=True)\nwhile True: pass";
@@ -41,7 +41,8 @@ impl Client {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = program();
-        command.arg("stdio").env("PRELOAD", "core").env("TMPDIR", folder.path()).envs(settings.iter().copied());
+        command.arg("stdio").env(variable("PRELOAD"), "core").env("TMPDIR", folder.path());
+        command.envs(settings.iter().map(|(name, value)| (variable(name), value)));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
         Self { child, input, output, folder }

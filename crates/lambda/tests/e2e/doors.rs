@@ -151,7 +151,13 @@ fn a_run_that_would_outlast_the_invocation_ends_as_timeout_with_its_output() {
     let cold = Function::with(&[("PRELOAD", "all")], &["--timeout", "5"]);
     let result =
         cold.run_with(&json!({"code": "import sklearn\nprint('kept', flush=True)\nwhile True: pass", "timeout": 60}), &[]);
-    assert!(["timeout", "internal"].contains(&result["error"]["code"].as_str().unwrap()), "{result:#}");
+    // How far it comes hangs on the machine: the code is ended, or there was no time left for any.
+    match (result["error"]["code"].as_str().unwrap(), result["error"]["message"].as_str().unwrap()) {
+        ("timeout", _) => assert_eq!(result["stdout"], "kept\n", "{result:#}"),
+        (code, message) => {
+            assert!(code == "internal" && message.contains("kernel") && result["stdout"] == "", "{result:#}");
+        }
+    }
 }
 
 /// Whoever chooses a header must not choose the tenant.
@@ -237,7 +243,7 @@ fn sigterm_ends_the_function_and_all_it_has_made() {
 fn installed_packages_outlive_a_call_and_what_code_changes_in_them_does_not() {
     let index = Index::start();
     index.add_module("good-one", "1.0", &[]);
-    let function = Function::with(&[("UV", ""), ("PACKAGE_INDEX", &index.url())], &[]);
+    let function = Function::with(&[("UV", "off"), ("PACKAGE_INDEX", &index.url())], &[]);
     let run = |code: &str| function.run_with(&json!({"code": code, "requirements": ["good-one"]}), &[]);
     let version = "import good_one; good_one.__version__";
     let mut installed = Vec::new();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Shop, Tool};
-use crate::client::Home;
+use crate::client::{Home, variable};
 use crate::index::Index;
 
 /// The one test that asks the real index: that what the other tests serve is what it is like.
@@ -90,7 +90,7 @@ fn the_command_line_takes_requirements() {
     let folder = tempfile::tempdir().unwrap();
     let run = |requirement: &str| {
         let mut command = crate::client::program();
-        command.env("PACKAGE_DIR", folder.path().join("packages")).env("PACKAGE_INDEX", index.url());
+        command.env(variable("PACKAGE_DIR"), folder.path().join("packages")).env(variable("PACKAGE_INDEX"), index.url());
         command.args(["run", "--requirement", requirement, "--code", "import good_one; print(good_one.__version__)"]);
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())

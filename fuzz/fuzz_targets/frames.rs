@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code, reason = "the engine uses it all")]
-#[path = "../../crates/interpreter/src/frames.rs"]
+#[path = "../../crates/interpreter/src/kernel/frames.rs"]
 mod frames;
 
 use frames::{BrokenFraming, Frame, HEADER, MAX_PAYLOAD, Report};
@@ -22,7 +22,7 @@ fn expected(mut bytes: &[u8]) -> Decoded {
     while bytes.len() >= HEADER {
         let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
         let longest = if matches!(bytes[0], b'V' | b'Z') { 1 << 20 } else { 6 << 20 };
-        if !matches!(bytes[0], b'H' | b'R' | b'O' | b'E' | b'I' | b'V' | b'Z' | b'S') || length > longest {
+        if !matches!(bytes[0], b'H' | b'R' | b'B' | b'O' | b'E' | b'I' | b'V' | b'Z' | b'S') || length > longest {
             return (whole, true);
         }
         let Some(payload) = bytes[HEADER..].get(..length) else { break };
@@ -52,6 +52,7 @@ fn taken_apart(frame: Frame) -> (u8, Bytes) {
     match frame {
         Frame::Handover => (b'H', Bytes::new()),
         Frame::Ready => (b'R', Bytes::new()),
+        Frame::Begun => (b'B', Bytes::new()),
         Frame::Sync => (b'S', Bytes::new()),
         Frame::Stdout(payload) => (b'O', payload),
         Frame::Stderr(payload) => (b'E', payload),
@@ -76,7 +77,7 @@ fuzz_target!(|input: (u16, &[u8])| {
     let mut expected = expected(bytes);
     // Signals have no payload that anybody looks at.
     for (kind, payload) in &mut expected.0 {
-        if b"HRS".contains(kind) {
+        if b"HRBS".contains(kind) {
             payload.clear();
         }
     }

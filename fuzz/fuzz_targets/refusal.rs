@@ -12,6 +12,9 @@ use serde_json::Value;
 #[path = "../../crates/server/src/message.rs"]
 mod message;
 #[allow(dead_code, reason = "the doors use it all")]
+#[path = "../../crates/server/src/params.rs"]
+mod params;
+#[allow(dead_code, reason = "the doors use it all")]
 #[path = "../../crates/server/src/refusal.rs"]
 mod refusal;
 

@@ -19,11 +19,18 @@ import types
 from harness_policy_rules import PolicyDenied
 from harness_values import plain, value_text
 
-NAME = "<cell>"
+_NAME = "<cell>"
 MAX_TRACEBACK = 64_000
 REPORT_ROOM_BYTES = 16 << 20
 _FILES = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+_current = _NAME  # what the code that runs is called in tracebacks
+
+
+def _is_cell(filename):
+    return filename == _NAME or filename.startswith("<cell-")
 
 
 def new_main_module():
@@ -34,8 +41,11 @@ def new_main_module():
     return module.__dict__
 
 
-def run_cell(code, namespace, figures, output, policy=None):
-    """Runs `code` and gives what the supervisor needs to know: value, error, exit code, warnings."""
+def run_cell(code, namespace, figures, output, policy=None, number=1):
+    """Runs `code` and gives what the supervisor needs to know: value, error, exit code, warnings. `number`: which cell of its
+    kernel it is."""
+    global _current
+    _current = _NAME if number == 1 else f"<cell-{number}>"
     report = {}
     try:
         value = _execute(code, namespace, policy)
@@ -84,16 +94,16 @@ def flush_files():
 
 
 def _execute(code, namespace, policy):
-    linecache.cache[NAME] = (len(code), None, code.splitlines(True), NAME)
-    tree = compile(code, NAME, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
+    linecache.cache[_current] = (len(code), None, code.splitlines(True), _current)
+    tree = compile(code, _current, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
     if policy is not None:
         policy.check(tree)
         policy.confine(namespace, tree)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
         last = ast.Expression(tree.body.pop().value)
-    body = compile(tree, NAME, "exec", _FLAGS, dont_inherit=True)
-    last = last and compile(last, NAME, "eval", _FLAGS, dont_inherit=True)
+    body = compile(tree, _current, "exec", _FLAGS, dont_inherit=True)
+    last = last and compile(last, _current, "eval", _FLAGS, dont_inherit=True)
     if not (body.co_flags | (last.co_flags if last else 0)) & inspect.CO_COROUTINE:
         eval(body, namespace)
         return eval(last, namespace) if last else None
@@ -141,8 +151,8 @@ def describe(error):
     kind = type(error).__name__
     try:
         _trim(error, set())
-        last = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == NAME]
-        line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == NAME else None
+        last = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _current]
+        line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == _current else None
         # Deep recursion is shown by the formatter's own "repeated" lines.
         text = "".join(traceback.format_exception(error))
         column = None
@@ -177,7 +187,7 @@ def _without_harness(trace):
     frames = []
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name == NAME and frames and not any(frame.tb_frame.f_code.co_filename == NAME for frame in frames):
+        if _is_cell(name) and frames and not any(_is_cell(frame.tb_frame.f_code.co_filename) for frame in frames):
             frames.clear()
         if not name.startswith("<harness "):
             frames.append(trace)

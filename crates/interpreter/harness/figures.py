@@ -24,7 +24,11 @@ _FIRST_PART = 2
 class Figures:
     def __init__(self, output):
         self._output = output
-        self.budget = 0
+        self.begin(0)
+
+    def begin(self, budget):
+        """Another cell comes, whose images may take `budget` bytes."""
+        self.budget = budget
         self.warnings = []
         self._shown = self._sent = self._sent_bytes = 0
         self._changed = {}

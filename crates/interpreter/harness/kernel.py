@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import sys
+import time
 from json import dumps, loads
 
 import harness_cell as cell
@@ -69,35 +70,79 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
         if kernel_warm and not _job_comes(channel_fd, _LONG_IDLE_SECONDS):
             _warm(output, kernel_warm)
     _reseed()
-    job = channel.receive()
-    if job is None:
-        os._exit(0)
-    memory, seconds = data_baseline + job["memory_bytes"], job["cpu_seconds"]
-    # The hard limit leaves room to report a MemoryError.
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory + cell.REPORT_ROOM_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    if job["packages"] is not None:
-        _use_packages(**job["packages"], stack=spawn["site"])
-    figures.budget = job["images_bytes"]
-    namespace = cell.new_main_module()
-    if job["input_data"] is not None:
-        namespace["input_data"] = job["input_data"]
-    process = os.getpid()
-    policy = Restricted(job["authorized_imports"]) if job["authorized_imports"] is not None else None
-    channel.send(BEGUN)
-    report = cell.run_cell(job["code"], namespace, figures, output, policy)
-    if os.getpid() != process:  # a fork made by the cell came out of it: it is not the kernel
-        os._exit(0)
-    output.finish()
-    # Known from here on, however long threads and exit handlers may go on.
-    _send_settled(output, REPORT, report)
+    cells = _Cells(channel, output, figures, data_baseline, spawn["site"])
+    while True:
+        job = channel.receive()
+        if job is None:  # the supervisor has gone, or ends this process
+            os._exit(0)
+        cells.run(job)
+
+
+class _Cells:
+    """Runs one cell after the other, each in what those before it have left."""
+
+    def __init__(self, channel, output, figures, data_baseline, site):
+        self._channel, self._output, self._figures = channel, output, figures
+        self._data_baseline, self._site = data_baseline, site
+        self._namespace = self._policy = None
+        self._number = 0
+
+    def run(self, job):
+        self._bound(job["memory_bytes"], job["cpu_seconds"], job["is_kept"])
+        if job["packages"] is not None:
+            _use_packages(**job["packages"], stack=self._site)
+        if self._namespace is None:
+            self._namespace = cell.new_main_module()
+        if job["input_data"] is not None:
+            self._namespace["input_data"] = job["input_data"]
+        if job["authorized_imports"] is not None and self._policy is None:
+            self._policy = Restricted(job["authorized_imports"])
+        if self._policy is not None:
+            self._policy.begin()
+        self._number += 1
+        self._figures.begin(job["images_bytes"])
+        self._output.begin()
+        process = os.getpid()
+        self._channel.send(BEGUN)
+        report = cell.run_cell(job["code"], self._namespace, self._figures, self._output, self._policy, self._number)
+        if os.getpid() != process:
+            _end_fork(report, self._output)
+        self._output.finish()
+        if job["is_kept"]:
+            self._end(report)
+            return
+        # Known from here on, however long threads and exit handlers may go on.
+        _send_settled(self._output, REPORT, report)
+        self._end(cell.finish_process())
+
+    def _end(self, report):
+        # The policy has no files, and its hook refuses to look for them.
+        if self._output.wrote_files and self._policy is None:
+            cell.flush_files()
+        self._output.finish()
+        _send_settled(self._output, END, report)
+
+    def _bound(self, memory_bytes, cpu_seconds, is_kept):
+        """Set anew for each cell. A hard limit could never be raised again, so only the last cell has one on its time; that on
+        memory leaves room to report a MemoryError."""
+        memory, hard = self._data_baseline + memory_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if self._number == 0:
+            hard = memory + cell.REPORT_ROOM_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
+        seconds = int(time.process_time()) + cpu_seconds
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1] if is_kept else seconds + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
+
+
+def _end_fork(report, output):
+    """A fork that the cell has made came out of it: it ends as a program of Python's does."""
+    error = report.get("error")
+    if error is not None:
+        print(error["traceback"], end="", file=sys.stderr)
     amended = cell.finish_process()
-    if output.wrote_files and policy is None:  # the policy has no files, and its hook refuses to look for them
-        cell.flush_files()
     output.finish()
-    _send_settled(output, END, amended)
-    channel.receive()  # the supervisor ends the process; this only returns when it has gone itself
-    os._exit(0)
+    failed = error is not None or "error" in amended
+    os._exit(1 if failed else amended.get("exit", report.get("exit", 0)))
 
 
 def _hand_over_shared_memory(channel):
@@ -193,7 +238,7 @@ def _warm(output, code):
     report = cell.run_cell(code, cell.new_main_module(), figures, output)
     output.finish()
     loads(dumps({"code": code, "input_data": None, "report": report, "seconds": 1.5}))
-    output.reset()
+    output.begin()
     output.channel = channel
 
 

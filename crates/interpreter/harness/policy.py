@@ -25,7 +25,7 @@ _FORMAT_METHODS = frozenset(("format", "format_map"))
 
 
 class Restricted:
-    """The policy for one cell."""
+    """The policy for the cells of one kernel: what it has put in force stays."""
 
     def __init__(self, authorized_imports):
         self._authorized = Authorized(authorized_imports)
@@ -37,16 +37,23 @@ class Restricted:
 
     def confine(self, namespace, tree):
         """For the cell's own code: builtins without what is refused, guards in its tree, and a hook for what they don't see."""
+        _Rewrite().visit(tree)
+        if self._guards is not None:
+            return
         self._guards = Guards(self._authorized)
         namespace["__builtins__"] = self._guards.builtins()
-        _Rewrite().visit(tree)
         hook = audit_hook(namespace, self._authorized, self._guards.refuse)
         for name in _OURS:  # nobody finds the policy by its name
             sys.modules.pop(name, None)
         sys.addaudithook(hook)
 
+    def begin(self):
+        """Another cell comes."""
+        if self._guards is not None:
+            self._guards.forget()
+
     def refusal(self):
-        """The first refusal of the run, also one that the cell has caught."""
+        """The first refusal of the cell, also one that it has caught."""
         return self._guards.first_refusal() if self._guards else None
 
 

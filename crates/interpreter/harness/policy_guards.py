@@ -50,7 +50,7 @@ _DECORATORS = (classmethod, staticmethod)
 
 class Guards:
     def __init__(self, authorized):
-        self.first_refusal, self.refuse = _refusals()
+        self.first_refusal, self.refuse, self.forget = _refusals()
         self._read, self._member = _readers(authorized, self.refuse)
         self._importer = _importer(authorized, self._member, self.refuse)
         _narrow_libraries(self.refuse)
@@ -79,7 +79,7 @@ def _refusals():
             first.append(error)
         raise error
 
-    return lambda: first[0] if first else None, refuse
+    return lambda: first[0] if first else None, refuse, first.clear
 
 
 class _Refused:

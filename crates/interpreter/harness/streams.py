@@ -19,7 +19,7 @@ from time import monotonic
 
 from harness_channel import STDERR, STDOUT
 
-# Shared memory: for each stream a u32 length, then its pending bytes.
+# Shared memory: for each stream a u32 length, a u32 of all that was sent as frames before, then its pending bytes.
 SHARED_SIZE = 1 << 16
 _REGION = SHARED_SIZE // 2
 _HEADER = 8
@@ -42,6 +42,7 @@ class _Buffer(io.BufferedIOBase):
         self._output, self._kind, self._fd = output, kind, fd
         self._bytes = region[_HEADER:]
         self._length = region[:4].cast("I")
+        self._sent = region[4:8].cast("I")
         self._pending = 0
         self._acquire, self._release = output.lock.acquire, output.lock.release
 
@@ -103,14 +104,22 @@ class _Buffer(io.BufferedIOBase):
             output = self._output
             output.settle()
             output.channel.send(self._kind, bytes(self._bytes[: self._pending]))
-            self._length[0] = self._pending = 0
+            sent, self._length[0] = self._pending, 0
+            # Whoever is ended before this has it told by the frame alone, and whoever is before the line above, too.
+            self._count(sent)
+            self._pending = 0
             output.send_by = monotonic() + _COALESCE_SECONDS
+
+    def _count(self, size):
+        self._sent[0] = (self._sent[0] + size) & 0xFFFFFFFF
 
     def _send_large(self, data):
         self._output.settle()
         view = memoryview(data)
         for start in range(0, len(view), _REGION):
-            self._output.channel.send(self._kind, bytes(view[start : start + _REGION]))
+            part = bytes(view[start : start + _REGION])
+            self._output.channel.send(self._kind, part)
+            self._count(len(part))
 
     def _write_raw(self, data):
         view = memoryview(data)
@@ -168,9 +177,11 @@ class Output:
             self.stdout.send()
             self.stderr.send()
 
-    def reset(self):
+    def begin(self):
+        """Another cell comes."""
         self.lines = 0
         self.send_by = 0
+        self.wrote_files = False
 
     def _before_fork(self):
         self.lock.acquire()

@@ -5,12 +5,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome};
+use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome, Usage};
 
-use crate::collected::MAX_IMAGES;
-use crate::frames::Report;
-use crate::home::MAX_FILES;
-use crate::run::{Ending, Finished};
+use crate::kernel::{Ending, Finished, MAX_FILES, MAX_IMAGES, Report};
 
 /// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
 const MAX_TEXT: usize = 65_000;
@@ -32,7 +29,8 @@ fn fault_error(what: &str) -> ExecutionError {
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
 pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed } = finished;
+    let Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed, cpu, peak_memory_bytes } =
+        finished;
     let limits = &request.limits;
     let (stdout, stdout_bytes) = stdout.finish();
     let (mut stderr, stderr_bytes) = stderr.finish();
@@ -122,6 +120,10 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         truncated,
         dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
         packages: None,
+        usage: cpu.zip(peak_memory_bytes).map(|(cpu, peak)| Usage {
+            cpu_seconds: (cpu.as_secs_f64() * 1e6).round() / 1e6,
+            peak_memory_mb: (f64::from(u32::try_from(peak >> 10).unwrap_or(u32::MAX)) / 10.24).round() / 100.0,
+        }),
     };
     Outcome { result, images, files: files.files }
 }

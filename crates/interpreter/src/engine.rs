@@ -2,6 +2,11 @@
 
 mod admission;
 mod keeper;
+#[cfg(test)]
+mod kept;
+mod pool;
+mod purge;
+mod status;
 mod supply;
 
 use std::collections::HashMap;
@@ -16,17 +21,16 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::admission::{Admitted, Refused};
+use self::pool::{Pool, Pools};
+pub use self::status::{EngineStatus, StageStatus};
 use crate::answer;
-use crate::isolation::{self, Isolation};
-use crate::pool::{Pool, Pools};
-use crate::run::Ending;
-use crate::stage::{self, Preload, STAGES};
-use crate::stages::{Stages, State};
+use crate::error::EngineError;
+use crate::isolation::{self, Held, Isolation};
+use crate::kernel::{Cell, Ending};
 use crate::state_dir::{self, StateDir};
-use crate::status::{EngineStatus, StageStatus};
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
-use crate::zygote::{Held, Zygote};
+use crate::zygote::{Preload, STAGES, Stages, State, Zygote, stage_for};
 
 /// How long a call waits for a kernel before it is our fault.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -66,28 +70,6 @@ pub struct EngineConfig {
     pub visible: Vec<PathBuf>,
     /// Run code as root, where the server is root and kernels can't have users of their own.
     pub allow_root: bool,
-}
-
-/// Why the engine can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// There is no Python tree.
-    #[error("no Python tree at {0}: {1}; `make tree` builds it, CODE_INTERPRETER_PYTHON_TREE says where it is")]
-    NoTree(PathBuf, String),
-    /// There is none at any of these places.
-    #[error("no Python tree at {0}: `make tree` builds it, CODE_INTERPRETER_PYTHON_TREE says where it is")]
-    NoTreeFound(String),
-    /// The interpreter did not come up.
-    #[error("the Python interpreter did not start: {0}")]
-    NoZygote(String),
-    /// The system refused something.
-    #[error("{what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: std::io::Error,
-    },
 }
 
 /// The engine. Dropping it ends every process it started.
@@ -215,18 +197,20 @@ impl Engine {
         let inner = &self.inner;
         // What takes the stack's place goes into an interpreter that has imported nothing of it.
         let separate = request.packages.as_ref().is_some_and(|packages| packages.separate);
-        let stage = if separate { 0 } else { stage::stage_for(&request.code).min(inner.pools.len() - 1) };
+        let stage = if separate { 0 } else { stage_for(&request.code).min(inner.pools.len() - 1) };
         let latest = request
             .deadline
             .map_or(KERNEL_PATIENCE, |deadline| KERNEL_PATIENCE.min(deadline.saturating_duration_since(Instant::now())));
         let admitted = tokio::time::timeout(latest, Inner::admit(inner, stage)).await;
-        let Admitted { _permit, kernel, stage } = match admitted.unwrap_or(Err(Refused::NotInTime)) {
+        let Admitted { _permit, mut kernel, stage } = match admitted.unwrap_or(Err(Refused::NotInTime)) {
             Ok(admitted) => admitted,
             Err(refused) => return inner.refused(refused),
         };
         let _running = Inner::refill_later(inner, stage);
         let kills_before = inner.out_of_memory_kills.load(Ordering::Relaxed);
-        let mut finished = kernel.run(request, &inner.config.authorized_imports, inner.cores, on_output).await;
+        let authorized_imports = &inner.config.authorized_imports;
+        let cell = Cell { request, authorized_imports, cores: inner.cores, is_kept: false };
+        let mut finished = kernel.run(cell, on_output).await;
         if matches!(finished.ending, Ending::Died(Some(status)) if status == -SIGKILL) && inner.memory_ran_out(kills_before) {
             finished.ending = Ending::Killed(ErrorCode::MemoryLimit);
         }

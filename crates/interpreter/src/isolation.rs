@@ -1,5 +1,6 @@
 //! The kernel layers around user code: what is asked for, and what is made once for all kernels.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,6 @@ use serde::Serialize;
 
 use crate::PythonTree;
 use crate::tree::MATPLOTLIB;
-use crate::zygote::Held;
 
 /// Not implemented: what a kernel without the layer answers.
 pub(crate) const ENOSYS: i32 = 38;
@@ -19,6 +19,9 @@ pub const SWITCHABLE_LAYERS: [&str; 4] = ["namespaces", "landlock", "seccomp", "
 
 /// What the zygote finds out about the machine and does not make.
 const FACTS: [&str; 2] = ["network_unreachable", "no_shared_memory"];
+
+/// What the kernel granted when the holder tried its layers: for each the errno, 0 where it held.
+pub type Held = BTreeMap<String, i32>;
 
 /// Filter programs in hexadecimal, as the harness takes them.
 #[derive(Debug, Default, Serialize)]

@@ -5,32 +5,19 @@
 //! its answer is given.
 
 mod answer;
-mod capture;
-mod collected;
 mod engine;
-mod files;
-mod frames;
-mod home;
+mod error;
 mod isolation;
-mod job;
 mod kernel;
-mod pool;
-mod purge;
-mod run;
-mod stage;
-mod stages;
 mod state_dir;
-mod status;
 mod tree;
 mod users;
-mod watch;
 mod zygote;
 
-pub use engine::{Engine, EngineConfig, EngineError};
-pub use isolation::SWITCHABLE_LAYERS;
+pub use engine::{Engine, EngineConfig, EngineStatus, StageStatus};
+pub use error::EngineError;
+pub use isolation::{Held, SWITCHABLE_LAYERS};
 pub use sandbox::Allowed;
-pub use stage::{Preload, stage_for};
 pub use state_dir::wait_for_engines;
-pub use status::{EngineStatus, StageStatus};
 pub use tree::PythonTree;
-pub use zygote::Held;
+pub use zygote::{Preload, stage_for};

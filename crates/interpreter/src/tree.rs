@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::EngineError;
+use crate::error::EngineError;
 
 /// Where a Lambda function finds the tree of its layer.
 const IN_LAYER: &str = "/opt/code-interpreter";

@@ -4,7 +4,9 @@
 //! zygote that ends takes nothing with it: its kernels go on below the holder, and its stage alone is started anew. The end
 //! of the holder is the end of all.
 
-mod start;
+mod holder;
+mod stage;
+mod stages;
 mod wire;
 
 use std::collections::HashMap;
@@ -18,13 +20,14 @@ use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-pub(crate) use self::start::{Holder, HolderConfig};
-pub use self::wire::Held;
-pub(crate) use self::wire::{ForkKernel, StageWork};
+pub(crate) use self::holder::{Holder, HolderConfig};
+pub(crate) use self::stage::STAGES;
+pub use self::stage::{Preload, stage_for};
+pub(crate) use self::stages::{Process, Stages, State, pauses};
+pub(crate) use self::wire::ForkKernel;
 use self::wire::{ForkZygote, Message, Request, handle};
 use crate::answer::signal_name;
-use crate::stage;
-use crate::stages;
+use crate::isolation::Held;
 
 /// How long a process may take from being asked for to being announced: other code may have stopped who forks it.
 const FORK_PATIENCE: Duration = Duration::from_secs(15);
@@ -33,7 +36,7 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a process that serves stands.
 #[derive(Clone, Debug)]
-enum State {
+enum Standing {
     Starting,
     Serving,
     /// It does no more, and why.
@@ -66,7 +69,7 @@ pub(crate) struct Zygote {
     control: AsyncFd<ControlSocket>,
     /// How many processes it was asked for.
     requests: AtomicU64,
-    state: watch::Sender<State>,
+    state: watch::Sender<Standing>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     /// The process, once it is known.
     process: OnceLock<Pidfd>,
@@ -86,7 +89,7 @@ impl Zygote {
         Ok(Arc::new(Self {
             control: sandbox::watched(control)?,
             requests: AtomicU64::new(0),
-            state: watch::Sender::new(State::Starting),
+            state: watch::Sender::new(Standing::Starting),
             waiting: Mutex::default(),
             process: OnceLock::new(),
             pid: OnceLock::new(),
@@ -185,11 +188,11 @@ impl Zygote {
         };
         self.state.send_if_modified(|state| {
             let reason = match state {
-                State::Ended(_) => return false,
-                State::Starting if !importing.is_empty() => format!("its process {how} while it imported {importing}"),
+                Standing::Ended(_) => return false,
+                Standing::Starting if !importing.is_empty() => format!("its process {how} while it imported {importing}"),
                 _ => format!("its process {how}"),
             };
-            *state = State::Ended(reason);
+            *state = Standing::Ended(reason);
             true
         });
     }
@@ -201,20 +204,20 @@ impl Zygote {
                 self.is_known(handle(number, &mut fds));
                 tracing::debug!(held = ?holder, "the holder serves");
                 let _ = self.facts.set(Facts { held: holder, heir });
-                self.state.send_replace(State::Serving);
+                self.state.send_replace(Standing::Serving);
             }
             Ok(Message::Ready { ready, missing, number }) => {
                 self.is_known(handle(number, &mut fds));
                 tracing::debug!(stage = ready, ?missing, "a zygote serves");
                 let _ = self.baseline_bytes.set(self.pid().map_or(0, sandbox::memory_of));
                 let _ = self.missing.set(missing);
-                self.state.send_replace(State::Serving);
+                self.state.send_replace(Standing::Serving);
             }
             Ok(Message::Importing { importing }) => {
                 *self.importing.lock().unwrap_or_else(PoisonError::into_inner) = importing;
             }
             Ok(Message::Broken { broken }) => {
-                self.state.send_replace(State::Ended(broken));
+                self.state.send_replace(Standing::Ended(broken));
             }
             Ok(Message::Spawned { spawned, number }) => {
                 let process = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
@@ -262,7 +265,7 @@ impl Zygote {
     }
 }
 
-impl stages::Process for Zygote {
+impl Process for Zygote {
     async fn fork(&self, from: Option<usize>, stage: usize) -> Result<Arc<Self>, String> {
         let (ours, theirs) = ControlSocket::pair().map_err(|error| format!("making a control socket: {error}"))?;
         let zygote = Self::new(ours, self.reaper.clone()).map_err(|error| format!("watching a control socket: {error}"))?;
@@ -277,7 +280,7 @@ impl stages::Process for Zygote {
         tokio::spawn(async move {
             heard.listen().await;
             // It may have closed its socket and live on.
-            stages::Process::end(&*heard);
+            Process::end(&*heard);
             let status = tokio::time::timeout(STATUS_PATIENCE, spawned.exited).await.ok().and_then(Result::ok);
             heard.has_ended(status);
             heard.reaper.forget_zygote(spawned.pid);
@@ -287,18 +290,18 @@ impl stages::Process for Zygote {
 
     async fn serving(&self) -> Result<(), String> {
         let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| !matches!(state, State::Starting)).await;
+        let state = state.wait_for(|state| !matches!(state, Standing::Starting)).await;
         match state.as_deref() {
-            Ok(State::Ended(reason)) => Err(reason.clone()),
+            Ok(Standing::Ended(reason)) => Err(reason.clone()),
             _ => Ok(()),
         }
     }
 
     async fn ended(&self) -> String {
         let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+        let state = state.wait_for(|state| matches!(state, Standing::Ended(_))).await;
         match state.as_deref() {
-            Ok(State::Ended(reason)) => reason.clone(),
+            Ok(Standing::Ended(reason)) => reason.clone(),
             _ => String::new(),
         }
     }

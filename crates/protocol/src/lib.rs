@@ -17,6 +17,6 @@ pub use limits::{
 };
 pub use outcome::{
     Answer, Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputEvent, OutputFile, PackageReport,
-    PackageUse, Stream,
+    PackageUse, Stream, Usage,
 };
 pub use request::{ArgumentError, CallDefaults, CellRequest, PackagePath, Policy, shortened};

@@ -88,6 +88,15 @@ pub struct Dropped {
     pub stderr_bytes: u64,
 }
 
+/// What a run used, by the system's own accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds of processor time, of all its processes together.
+    pub cpu_seconds: f64,
+    /// The most memory that it had at once, above the warm interpreter's, in MB. Of its first process.
+    pub peak_memory_mb: f64,
+}
+
 /// What came of the requirements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,6 +146,9 @@ pub struct ExecutionResult {
     /// What came of `requirements`, when there were any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub packages: Option<PackageReport>,
+    /// What the run used, where the system could still be asked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub usage: Option<Usage>,
 }
 
 /// A picture made by the run.
@@ -239,6 +251,7 @@ impl Outcome {
                 truncated: false,
                 dropped: None,
                 packages: None,
+                usage: None,
             },
             images: Vec::new(),
             files: Vec::new(),

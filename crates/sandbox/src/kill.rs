@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use crate::cpu;
 use crate::pidfd::Pidfd;
 use crate::proc::{self, Stat};
 
@@ -48,6 +49,19 @@ impl KernelProcess {
     /// Takes note of a kernel that was just started.
     pub fn new(pid: i32, handle: Pidfd, uid: u32, contained: bool) -> Self {
         Self { pid, handle, uid, contained, started: proc::stat(pid).map(|stat| stat.started) }
+    }
+
+    /// What it and all it has started have run, as far as they can still be asked; none when it has gone.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let waited_for = proc::cpu_time_of_children(self.pid)?;
+        let alive = proc::descendants(self.pid).into_iter().filter_map(cpu::time_of).sum::<Duration>();
+        Some(cpu::time_of(self.pid)? + waited_for + alive)
+    }
+
+    /// The most that it has had in memory at once, in bytes; none when it has gone.
+    pub fn peak_memory_bytes(&self) -> Option<u64> {
+        let status = proc::text(&format!("/proc/{}/status", self.pid))?;
+        Some(proc::field(&status, "VmHWM:") << 10)
     }
 
     /// Whether no other process of the machine is of its user, so that all of this user's are its own.

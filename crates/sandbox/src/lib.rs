@@ -7,6 +7,7 @@
 mod beneath;
 mod calls;
 mod cgroup;
+mod cpu;
 mod descriptors;
 mod installer;
 mod kill;

@@ -3,6 +3,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::time::Duration;
+
+/// `USER_HZ` is 100 on every architecture that this is built for.
+const MILLISECONDS_A_TICK: u64 = 10;
 
 /// One line of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +46,14 @@ pub fn bounds_of(pid: i32) -> Option<String> {
     let status = text(&format!("/proc/{pid}/status"))?;
     let processors = status.lines().find(|line| line.starts_with("Cpus_allowed:"))?;
     Some(format!("{}{nice} {processors}", text(&format!("/proc/{pid}/limits"))?))
+}
+
+/// What the children that a process has waited for have run.
+pub(crate) fn cpu_time_of_children(pid: i32) -> Option<Duration> {
+    let stat = text(&format!("/proc/{pid}/stat"))?;
+    let ticks =
+        stat.rsplit(')').next()?.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
+    Some(Duration::from_millis(ticks * MILLISECONDS_A_TICK))
 }
 
 /// Every process of a user.

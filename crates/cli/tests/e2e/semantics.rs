@@ -184,3 +184,37 @@ async fn figures_come_once_each_and_in_order() {
         assert_eq!(told(&answer)["stderr"], "");
     }
 }
+
+/// C21: in the child an exception was not told, and `sys.exit(3)` was a success.
+#[tokio::test]
+async fn a_fork_that_leaves_the_cell_ends_as_pythons_own_does() {
+    let server = Server::start();
+    let code = |end: &str| {
+        format!(
+            "import atexit, os, sys\npid = os.fork()\nif pid == 0:\n    atexit.register(print, 'left')\n    {end}\n\
+             else:\n    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+        )
+    };
+    for (end, status, says) in
+        [("1 / 0", 1, "ZeroDivisionError"), ("sys.exit(3)", 3, ""), ("sys.exit('no')", 1, "no"), ("pass", 0, "")]
+    {
+        let result = server.run(&code(end)).await;
+        assert_eq!(result["stdout"], format!("left\n{status}\n"), "{end}: {result}");
+        assert!(result["stderr"].as_str().unwrap().contains(says), "{end}: {result}");
+        assert_eq!(result["stderr"].as_str().unwrap().is_empty(), says.is_empty(), "{end}: {result}");
+    }
+}
+
+/// C23: what had been sent and was still in the shared memory was told again.
+#[tokio::test]
+async fn what_was_printed_before_a_kill_is_told_once() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_OUTPUT_BYTES", "60000000")]);
+    for round in 0..20 {
+        let timeout = 0.05 + f64::from(round) * 0.003;
+        let code = "import sys\ni = 0\nwhile True:\n    print(i, flush=True)\n    i += 1";
+        let result = server.run_with(json!({"code": code, "timeout": timeout})).await;
+        assert_eq!(result["error"]["code"], "timeout", "{result}");
+        let lines = result["stdout"].as_str().unwrap().lines().map(|line| line.parse::<usize>().unwrap());
+        assert_eq!(lines.enumerate().find(|(expected, line)| line != expected), None, "round {round}");
+    }
+}

@@ -12,7 +12,7 @@ use tokio::sync::SemaphorePermit;
 use super::Inner;
 use crate::answer;
 use crate::kernel::Kernel;
-use crate::stages::Process;
+use crate::zygote::Process;
 
 /// A kernel for a call that may run now.
 pub(super) struct Admitted<'a> {

@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 use sandbox::{Cgroup, Pidfd};
 
 use super::{Inner, START_PATIENCE};
-use crate::isolation;
-use crate::stage::STAGES;
-use crate::stages::{self, Process, Stages};
-use crate::zygote::{Held, Holder, HolderConfig, Zygote};
+use crate::isolation::{self, Held};
+use crate::zygote::{self, Holder, HolderConfig, Process, STAGES, Stages, Zygote};
 
 /// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
 const WARM_BYTES: u64 = 1 << 30;
@@ -24,7 +22,7 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// Starts a holder, waits for its end, starts the next. Runs on a thread of its own, the parent of all holders.
 pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle, stopped: &mpsc::Receiver<()>) {
-    let mut pauses = stages::pauses();
+    let mut pauses = zygote::pauses();
     while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.is_cancelled()) {
         let started = Instant::now();
         match Inner::start_holder(&inner, runtime) {
@@ -52,7 +50,7 @@ pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle
             }
         }
         if started.elapsed() > STEADY {
-            pauses = stages::pauses();
+            pauses = zygote::pauses();
         }
         // Also the end of the engine ends the pause.
         if stopped.recv_timeout(pauses.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {

@@ -13,13 +13,10 @@ use sandbox::KernelProcess;
 use tokio::sync::{oneshot, watch};
 
 use super::{Inner, WarmStages};
-use crate::home::{self, Home};
 use crate::isolation::Isolation;
-use crate::kernel::{Kernel, SHARED_SIZE, Seen};
-use crate::stage::STAGES;
-use crate::stages::{Process, State};
+use crate::kernel::{Home, Kernel, SHARED_SIZE, Seen, mend_state_directory};
 use crate::users::KernelUser;
-use crate::zygote::{ForkKernel, Zygote};
+use crate::zygote::{ForkKernel, Process, STAGES, State, Zygote};
 
 /// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
 /// after it has run this long. A fork beside a short call costs the call more than it gains.
@@ -85,7 +82,7 @@ impl Inner {
         } else {
             None
         };
-        home::mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
+        mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
         let (id, home) = self.make_home(user).map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;

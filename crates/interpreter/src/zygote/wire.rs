@@ -10,10 +10,7 @@ use std::path::Path;
 use sandbox::Pidfd;
 use serde::{Deserialize, Serialize};
 
-use crate::isolation::Filters;
-
-/// What the kernel granted when the holder tried its layers: for each the errno, 0 where it held.
-pub type Held = BTreeMap<String, i32>;
+use crate::isolation::{Filters, Held};
 
 /// Everything the holder is started with.
 #[derive(Serialize)]

@@ -3,7 +3,7 @@
 use sandbox::Allowed;
 use serde::Serialize;
 
-use crate::zygote::Held;
+use crate::isolation::Held;
 
 /// How the engine stands.
 #[derive(Clone, Debug, Serialize)]

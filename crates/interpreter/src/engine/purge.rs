@@ -11,7 +11,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::engine::Engine;
+use super::Engine;
 use crate::tree::MATPLOTLIB;
 
 /// The end of a kernel that is removed meanwhile.

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
-use protocol::{CellRequest, CpuSeconds, Policy};
+use protocol::{CpuSeconds, Policy};
 use serde::Serialize;
 use serde_json::value::RawValue;
+
+use super::Cell;
 
 /// As `kernel.py` takes it.
 #[derive(Serialize)]
@@ -16,6 +18,8 @@ struct Job<'a> {
     memory_bytes: u64,
     cpu_seconds: u64,
     images_bytes: usize,
+    /// Another cell may follow.
+    is_kept: bool,
 }
 
 #[derive(Serialize)]
@@ -25,18 +29,20 @@ struct JobPackages<'a> {
 }
 
 /// Its length, then the job itself.
-pub(crate) fn encode(request: &CellRequest, authorized_imports: &[String], cores: usize) -> Vec<u8> {
+pub(super) fn encode(cell: &Cell<'_>) -> Vec<u8> {
     const ROOM: usize = 1024;
+    let request = cell.request;
     let packages = request.packages.as_ref();
     let job = Job {
         code: &request.code,
         input_data: request.input_data.as_deref(),
-        authorized_imports: (request.policy == Policy::Restricted).then_some(authorized_imports),
+        authorized_imports: (request.policy == Policy::Restricted).then_some(cell.authorized_imports),
         packages: packages
             .map(|packages| JobPackages { directory: packages.directory.to_string_lossy(), separate: packages.separate }),
         memory_bytes: request.limits.memory_bytes,
-        cpu_seconds: CpuSeconds::backstop(request.limits.timeout, cores).0,
+        cpu_seconds: CpuSeconds::backstop(request.limits.timeout, cell.cores).0,
         images_bytes: request.limits.images_bytes,
+        is_kept: cell.is_kept,
     };
     let data = request.input_data.as_ref().map_or(0, |data| data.get().len());
     let mut bytes = Vec::with_capacity(ROOM + request.code.len() + data);

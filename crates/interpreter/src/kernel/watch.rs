@@ -13,8 +13,8 @@ use protocol::{ErrorCode, Limits};
 use sandbox::{Holding, KernelProcess, Look};
 use tokio::time::MissedTickBehavior;
 
-use crate::home::MAX_FILES;
-use crate::kernel::Kernel;
+use super::Kernel;
+use super::home::{Home, MAX_FILES};
 
 /// How often memory and processes of a run are looked at.
 const INTERVAL: Duration = Duration::from_millis(25);
@@ -50,15 +50,15 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn over(kernel: &Kernel, limits: &Limits) -> Self {
-        let home = kernel.remains.as_ref().and_then(|remains| remains.home.as_ref());
+        let home = kernel.home();
         Self {
             process: kernel.process.clone(),
-            baseline_bytes: kernel.baseline_bytes,
+            baseline_bytes: kernel.seen.baseline_bytes,
             directory: home.map(|home| home.path().to_owned()),
-            own_user: home.and_then(crate::home::Home::user),
+            own_user: home.and_then(Home::user),
             shared_memory: kernel.shared_memory.clone(),
-            sees_descriptors: kernel.sees_descriptors,
-            own_network: kernel.own_network,
+            sees_descriptors: kernel.seen.descriptors,
+            own_network: kernel.seen.own_network,
             hidden: Arc::default(),
             limits: *limits,
         }

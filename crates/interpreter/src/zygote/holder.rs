@@ -9,10 +9,10 @@ use std::sync::Arc;
 use sandbox::{ChildDescriptor, ControlSocket, Landlock, Pidfd, Reaper};
 
 use super::Zygote;
+use super::stages::Process;
 use super::wire::{Config, Start};
 use crate::PythonTree;
 use crate::isolation::Isolation;
-use crate::stages::Process;
 use crate::tree::MATPLOTLIB;
 
 /// Short, for it is what `ps` shows until the process gives itself a title.

@@ -5,7 +5,7 @@
 
 use memchr::memmem;
 
-use crate::zygote::StageWork;
+use super::wire::StageWork;
 
 /// One warm process: what it has imported on top of the stage before.
 pub(crate) struct Stage {
@@ -43,14 +43,14 @@ pub(crate) const STAGES: [Stage; 4] = [
         name: "data",
         imports: &["numpy", "pandas"],
         mentions: &["numpy", "pandas"],
-        zygote_warm: include_str!("../harness/warm_data.py"),
-        kernel_warm: include_str!("../harness/warm_kernel_data.py"),
+        zygote_warm: include_str!("../../harness/warm_data.py"),
+        kernel_warm: include_str!("../../harness/warm_kernel_data.py"),
     },
     Stage {
         name: "plot",
         imports: &["matplotlib.pyplot"],
         mentions: &["matplotlib"],
-        zygote_warm: include_str!("../harness/warm_plot.py"),
+        zygote_warm: include_str!("../../harness/warm_plot.py"),
         kernel_warm: "",
     },
     Stage {

@@ -19,6 +19,12 @@ pub(crate) trait Spare {
     fn is_alive(&self) -> bool;
 }
 
+impl Spare for Kernel {
+    fn is_alive(&self) -> bool {
+        self.is_alive()
+    }
+}
+
 /// Ready kernels, and how many are on their way.
 pub(crate) struct Pool<K> {
     target: usize,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use protocol::{Limits, OutputFile, shortened};
 use sandbox::{LeftFiles, TakeBounds};
 
-use crate::kernel::Kernel;
+use super::Kernel;
 
 /// Files that come back; more are counted.
 const MAX_FILES: usize = 64;
@@ -29,14 +29,12 @@ pub(crate) struct Files {
 impl Kernel {
     /// Takes the files that the code has left. After [`Kernel::kill`].
     pub(crate) async fn take_files(&self, limits: &Limits) -> Files {
-        let Some((home, dead)) = self.remains.as_ref().and_then(|remains| Some((remains.home.as_ref()?, remains.dead))) else {
-            return Files::default();
-        };
+        let Some(home) = self.home() else { return Files::default() };
         let (directory, user) = (home.path().to_owned(), home.user());
         if !sandbox::may_have_files(&directory) {
             return Files::default();
         }
-        let (process, limits) = (self.process.clone(), *limits);
+        let (process, dead, limits) = (self.process.clone(), self.is_dead(), *limits);
         let work = move || {
             if !dead || !process.wait_dead() {
                 return failed("something of the call could not be ended");

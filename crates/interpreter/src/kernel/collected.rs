@@ -6,8 +6,8 @@
 use bytes::Bytes;
 use protocol::{Image, Limits, OutputEvent, Stream};
 
-use crate::capture::Captured;
-use crate::frames::{self, Frame, Report};
+use super::capture::Captured;
+use super::frames::{self, Frame, Report};
 
 /// Pictures that are kept, as the harness keeps to it.
 pub(crate) const MAX_IMAGES: usize = 32;
@@ -23,8 +23,8 @@ pub(crate) struct Collected<'a> {
     pub(crate) report: Option<Report>,
     /// Whether the code was begun with.
     pub(crate) begun: bool,
-    /// Everything that came, whatever became of it, in bytes.
-    received: u64,
+    /// What may still come, whatever becomes of it, in bytes; none when more has come than may.
+    room: Option<u64>,
     on_output: &'a mut (dyn FnMut(OutputEvent<'_>) + Send),
 }
 
@@ -48,13 +48,13 @@ impl<'a> Collected<'a> {
             images_dropped: 0,
             report: None,
             begun: false,
-            received: 0,
+            room: Some(limits.output_hard_limit_bytes),
             on_output,
         }
     }
 
     pub(crate) fn text(&mut self, stream: Stream, bytes: &[u8]) {
-        self.received += bytes.len() as u64;
+        self.has_come(bytes.len());
         if bytes.is_empty() {
             return;
         }
@@ -68,7 +68,7 @@ impl<'a> Collected<'a> {
     }
 
     pub(crate) fn frame(&mut self, frame: Frame) -> Asked {
-        self.received += frames::HEADER as u64;
+        self.has_come(frames::HEADER);
         match frame {
             Frame::Begun => self.begun = true,
             Frame::Stdout(text) => self.text(Stream::Stdout, &text),
@@ -96,13 +96,13 @@ impl<'a> Collected<'a> {
             self.images_left -= bytes.len();
             self.images.push(Image { mime_type, bytes: bytes.to_vec() });
         } else {
-            self.received += payload.len() as u64;
+            self.has_come(payload.len());
             self.images_dropped += 1;
         }
     }
 
     fn report(&mut self, payload: &Bytes, asked: Asked) -> Asked {
-        self.received += payload.len() as u64;
+        self.has_come(payload.len());
         let Ok(report) = serde_json::from_slice::<Report>(payload) else { return Asked::Nonsense };
         match &mut self.report {
             Some(first) => first.amend(report),
@@ -111,7 +111,12 @@ impl<'a> Collected<'a> {
         asked
     }
 
-    pub(crate) fn is_too_much(&self, limits: &Limits) -> bool {
-        self.received > limits.output_hard_limit_bytes
+    fn has_come(&mut self, bytes: usize) {
+        self.room = self.room.and_then(|room| room.checked_sub(bytes as u64));
+    }
+
+    /// Whether more has come than may.
+    pub(crate) fn is_too_much(&self) -> bool {
+        self.room.is_none()
     }
 }

@@ -68,8 +68,15 @@ struct Program {
     /// Error codes of which one must end it; none for a program that looks whether it got through.
     #[serde(default)]
     expect: Vec<String>,
+    /// What it may take: longer where the machine must have time to do what is to be stopped.
+    #[serde(default = "usual_seconds")]
+    seconds: f64,
     /// A second call that looks for what the first one left.
     then: Option<Vec<String>>,
+}
+
+fn usual_seconds() -> f64 {
+    TIMEOUT_SECONDS
 }
 
 /// A request for the door, which must refuse it.
@@ -154,8 +161,8 @@ impl Target {
         Ok(active.filter_map(|layer| layer["name"].as_str().map(str::to_owned)).collect())
     }
 
-    async fn run(&self, code: &str) -> Result<ExecutionResult, String> {
-        let result = self.call("execute_python", json!({"code": code, "timeout": TIMEOUT_SECONDS})).await?;
+    async fn run(&self, code: &str, seconds: f64) -> Result<ExecutionResult, String> {
+        let result = self.call("execute_python", json!({"code": code, "timeout": seconds})).await?;
         serde_json::from_value(result).map_err(|error| error.to_string())
     }
 
@@ -236,13 +243,13 @@ async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, ac
     let (mut verdict, mut detail) = match &attack.weapon {
         Weapon::Program(program) => {
             let source = |code: &[String]| [prelude, code].concat().join("\n");
-            let first = target.run(&source(&program.code)).await?;
+            let first = target.run(&source(&program.code), program.seconds).await?;
             match &program.then {
                 None => judge(attack, program, &first, active),
                 Some(_) if first.error.as_ref().is_some_and(|error| !is_refusal(error)) => {
                     (Verdict::Inconclusive, first.error.map(|error| error.message).unwrap_or_default())
                 }
-                Some(then) => judge(attack, program, &target.run(&source(then)).await?, active),
+                Some(then) => judge(attack, program, &target.run(&source(then), program.seconds).await?, active),
             }
         }
         Weapon::Request { request } => {
@@ -254,7 +261,7 @@ async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, ac
             }
         }
     };
-    if target.run("print(2+3)").await?.stdout != "5\n" {
+    if target.run("print(2+3)", TIMEOUT_SECONDS).await?.stdout != "5\n" {
         (verdict, detail) = (Verdict::Broken, "the next call did not work".to_owned());
     }
     Ok(Finding { name: &attack.name, family: &attack.family, tries: &attack.tries, verdict, detail })

@@ -62,7 +62,7 @@ def run_cell(code, namespace, figures, output, policy=None, number=1):
         report["error"] = describe(error)
     except BaseException as error:
         report["error"] = describe(error)
-    _guarded(figures, figures.show_all)
+    _guarded(figures, lambda: figures.show_all(final=True))
     if policy is not None and policy.refusal() is not None:
         report["error"] = describe(policy.refusal())  # also where the cell has caught it
     report["warnings"] = [plain(note, 2000) for note in figures.notes()]
@@ -125,7 +125,7 @@ def _guarded(figures, action):
     try:
         action()
     except BaseException as error:
-        figures.warnings.append(f"an image could not be made: {type(error).__name__}: {value_text(error, as_repr=False)}")
+        figures.failed(error)
 
 
 def _make_room(error, namespace):
@@ -158,12 +158,12 @@ def describe(error):
         column = None
         if isinstance(error, PolicyDenied):
             line, column = (error.line, error.column) if error.line is not None else (line, last[-1].colno + 1 if last else None)
-        message = value_text(error, as_repr=False)
+        message = value_text(error, as_repr=False, limit=4000)
     except BaseException as trouble:
         text, line, column, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, None, ""
     return {
         "type": plain(kind, 200),
-        "message": plain(message, 4000),
+        "message": message,
         "traceback": plain(text, MAX_TRACEBACK),
         "line": line,
         "column": column,

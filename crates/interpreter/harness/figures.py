@@ -9,15 +9,15 @@ import sys
 
 from harness_channel import IMAGE
 from harness_smaller import smaller
+from harness_values import value_text
 
 MAX_IMAGE_BYTES = 5 << 20
 MAX_IMAGES = 32
 # What an image may take however little is left for the others: a plain plot can still be read at this size.
 _FLOOR_BYTES = 12 << 10
-# An image stays as it is within an eighth of what is left. One that was made smaller may take a third, and the first one,
-# which is often the only one, half.
-_UNTOUCHED_PART = 8
-_SMALLER_PART = 3
+# An image stays as it is within a third of what is left, and one that was made smaller may take as much; the first one,
+# which is often the only one, half. Where it is known that no more will come, those that are left share all.
+_PART = 3
 _FIRST_PART = 2
 
 
@@ -41,8 +41,8 @@ class Figures:
         else:
             sys.meta_path.insert(0, _PyplotFinder(self._patch))
 
-    def show_all(self):
-        """Sends every open figure and closes it."""
+    def show_all(self, final=False):
+        """Sends every open figure and closes it. `final`: nothing will follow, and one that can't be drawn costs no other."""
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
@@ -50,9 +50,16 @@ class Figures:
         for index, number in enumerate(numbers):
             figure = pyplot.figure(number)
             try:
-                self._send_figure(figure, waiting=len(numbers) - index)
+                self._send_figure(figure, len(numbers) - index, final)
+            except BaseException as error:
+                if not final:
+                    raise
+                self.failed(error, f"figure {number}")
             finally:
                 pyplot.close(figure)
+
+    def failed(self, error, what="an image"):
+        self.warnings.append(f"{what} could not be made: {type(error).__name__}: {value_text(error, as_repr=False)}")
 
     def send_value(self, value):
         """Sends the picture of a last value that has one, as PIL images do."""
@@ -62,7 +69,7 @@ class Figures:
                 data = method(value)
                 if isinstance(data, bytes):
                     pyplot = sys.modules.get("matplotlib.pyplot")
-                    self._send(mime_type, data, waiting=1 + len(pyplot.get_fignums() if pyplot else ()))
+                    self._send(mime_type, data, 1 + len(pyplot.get_fignums() if pyplot else ()), final=True)
                     return
 
     def _patch(self, pyplot):
@@ -86,13 +93,13 @@ class Figures:
         limit = f"All images of an answer may take {self.budget:,} bytes (MAX_IMAGES_BYTES)"
         return [*self.warnings, f"images were changed: {changes}. {limit}; a lower dpi or figsize keeps more of them as they are"]
 
-    def _send_figure(self, figure, waiting=1):
+    def _send_figure(self, figure, waiting=1, final=False):
         data = io.BytesIO()
         figure.savefig(data, format="png")
-        self._send("image/png", data.getvalue(), waiting)
+        self._send("image/png", data.getvalue(), waiting, final)
 
-    def _send(self, mime_type, data, waiting=1):
-        """`waiting`: how many images are known to come, with this one."""
+    def _send(self, mime_type, data, waiting=1, final=False):
+        """`waiting`: how many images are known to come, with this one; `final`: and that no more will."""
         self._shown += 1
         if self._sent >= MAX_IMAGES:
             note = f"more than {MAX_IMAGES} images: the rest were left out"
@@ -101,9 +108,11 @@ class Figures:
             return
         left = self.budget - self._sent_bytes
         floor = min(left, _FLOOR_BYTES)
-        untouched = min(max(left // max(_UNTOUCHED_PART, waiting + 1), floor), MAX_IMAGE_BYTES)
-        part = _SMALLER_PART if self._sent else _FIRST_PART
-        most = min(max(left // max(part, waiting + 1), floor), MAX_IMAGE_BYTES)
+
+        def share(part):
+            return min(max(left // (waiting if final else max(part, waiting + 1)), floor), MAX_IMAGE_BYTES)
+
+        untouched, most = share(_PART), share(_PART if self._sent else _FIRST_PART)
         if len(data) > untouched:
             size = len(data)
             mime_type, data, how = smaller(mime_type, data, most)

@@ -39,8 +39,8 @@ _CONTAINERS = frozenset((list, tuple, set, frozenset))
 _bounded = _BoundedRepr()
 
 
-def value_text(value, as_repr):
-    """The value as text: its repr, or for the variable `result` its str."""
+def value_text(value, as_repr, limit=MAX_TEXT):
+    """The value as text of about `limit` characters: its repr, or for the variable `result` its str."""
     try:
         if type(value) in _CONTAINERS or type(value) is dict:
             text = _bounded.repr(value)
@@ -48,7 +48,7 @@ def value_text(value, as_repr):
             text = repr(value) if as_repr else str(value)
         if not isinstance(text, str):
             raise TypeError(f"__repr__ returned {type(text).__name__}")
-        return plain(text, MAX_TEXT)
+        return plain(text, limit)
     except BaseException as error:
         if isinstance(error, MemoryError):
             raise

@@ -108,7 +108,9 @@ pub(crate) fn is_private(folder: &Path) -> bool {
         let top = open(rustix::fs::CWD, &CString::new(folder.as_os_str().as_bytes())?)?;
         let mut all = private(&rustix::fs::fstat(&top)?, true);
         walk(&top, &mut |entry| {
-            all &= entry.kind() == FileType::Symlink || private(entry.stat, entry.is_folder());
+            // uv makes its lock for everybody, and nothing is in it.
+            let is_lock = entry.name.to_bytes() == b".lock" && entry.stat.st_size == 0;
+            all &= entry.kind() == FileType::Symlink || is_lock || private(entry.stat, entry.is_folder());
             Ok(())
         })?;
         io::Result::Ok(all)

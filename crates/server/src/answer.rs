@@ -57,7 +57,7 @@ pub(crate) async fn answer(mut work: Work, as_events: bool, told: &InEvents, ope
     };
     // What could be refused has been by now: the answer is a result, whatever it says.
     told.0.fetch_or(as_events, Ordering::Relaxed);
-    let blank = if as_events { ":\n\n" } else { "\n" };
+    let blank = blank(as_events);
     let rest = stream::unfold(Some(work), move |work| async move {
         let mut work = work?;
         Some(tokio::select! {
@@ -92,8 +92,13 @@ pub(crate) fn in_event(response: Response) -> Response {
     response
 }
 
+/// What says nothing where an answer is awaited.
+pub(crate) fn blank(as_events: bool) -> &'static str {
+    if as_events { ":\n\n" } else { "\n" }
+}
+
 /// JSON of one line as an event.
-fn event(body: Body) -> Body {
+pub(crate) fn event(body: Body) -> Body {
     let head = [Bytes::from_static(NAME), Bytes::from_static(DATA)].map(Ok::<_, axum::Error>);
     let frames = stream::iter(head).chain(body.into_data_stream());
     Body::from_stream(frames.chain(stream::iter([Ok(Bytes::from_static(b"\n\n"))])))

@@ -9,7 +9,7 @@ use std::fmt;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, Collected};
@@ -71,21 +71,57 @@ pub(crate) fn lift(body: &[u8]) -> Result<Vec<Result<Message, Refusal>>, Refusal
     Ok(split(body)?.into_iter().map(lift).collect())
 }
 
-/// The answers to all of them, one after the other; where none asks for one, that they have been taken.
-pub(crate) async fn answer(works: Vec<Work>) -> Response {
-    let mut answers = Vec::new();
-    for work in works {
-        let answer = work.await.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
-        if !answer.is_empty() {
-            answers.extend([if answers.is_empty() { Bytes::from_static(b"[") } else { Bytes::from_static(b",") }, answer]);
+/// The answers to all of them, one after the other, each sent before the next message is served: no more than one is held,
+/// however slowly the client reads. Where none asks for one, that they have been taken.
+pub(crate) async fn answer(works: Vec<Work>, is_asked: bool, as_events: bool) -> Response {
+    if !is_asked {
+        for work in works {
+            work.await;
         }
-    }
-    if answers.is_empty() {
         return StatusCode::ACCEPTED.into_response();
     }
-    answers.push(Bytes::from_static(b"]"));
-    let body = Body::from_stream(stream::iter(answers.into_iter().map(Ok::<_, Infallible>)));
-    ([(CONTENT_TYPE, answer::JSON)], body).into_response()
+    let rest = Rest { current: None, works: works.into_iter(), has_begun: false, as_events };
+    let pieces = stream::unfold(Some(rest), |rest| async { rest?.next().await }).flat_map(Body::into_data_stream);
+    let content_type = if as_events { answer::EVENTS } else { answer::JSON };
+    ([(CONTENT_TYPE, content_type)], Body::from_stream(pieces)).into_response()
+}
+
+/// What is still to be answered.
+struct Rest {
+    current: Option<Work>,
+    works: std::vec::IntoIter<Work>,
+    has_begun: bool,
+    as_events: bool,
+}
+
+impl Rest {
+    /// The next piece of the answer, and what is left after it.
+    async fn next(mut self) -> Option<(Body, Option<Self>)> {
+        while let Some(mut work) = self.current.take().or_else(|| self.works.next()) {
+            let response = tokio::select! {
+                biased;
+                response = &mut work => response,
+                () = tokio::time::sleep(answer::KEEP_ALIVE) => {
+                    self.current = Some(work);
+                    return Some((Body::from(answer::blank(self.as_events)), Some(self)));
+                }
+            };
+            let answer = response.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+            if answer.is_empty() {
+                continue;
+            }
+            let body = match (self.as_events, self.has_begun) {
+                (true, _) => answer::event(answer.into()),
+                (false, has_begun) => {
+                    let before = Bytes::from_static(if has_begun { b"," } else { b"[" });
+                    Body::from_stream(stream::iter([before, answer].map(Ok::<_, Infallible>)))
+                }
+            };
+            self.has_begun = true;
+            return Some((body, Some(self)));
+        }
+        Some((Body::from(if self.as_events { "" } else { "]" }), None))
+    }
 }
 
 struct Messages<'a>(Vec<&'a RawValue>);

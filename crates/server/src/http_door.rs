@@ -86,7 +86,10 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
     };
     let bodies = Bodies::new(options.max_body_bytes);
     let door = Arc::new(Door { streaming: service(false), plain: service(true), bodies, calls: Arc::default() });
-    let mut router = Router::new().route("/health", get(health).with_state(interpreter.clone()));
+    let mut router = Router::new()
+        .route("/health", get(health).with_state(interpreter.clone()))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready).with_state(interpreter.clone()));
     for path in MCP_PATHS {
         router = router.route(path, any(mcp).with_state(door.clone()));
     }
@@ -165,10 +168,9 @@ impl Door {
         };
         let room = held.room.map(Arc::new);
         if batch::is_one(&held.bytes) && batch::is_spoken(&parts.headers) {
-            let work = self.all(parts, held.bytes, room).await?;
             let as_events = takes == Takes::Events;
-            let response = answer::answer(work, as_events, &told, opened).await;
-            return Ok(if as_events { answer::in_event(response) } else { response });
+            let work = self.all(parts, held.bytes, room, as_events).await?;
+            return Ok(answer::answer(work, as_events, &told, opened).await);
         }
         let bytes = held.bytes;
         let message = message::away(bytes.len(), move || message::lift_for(&bytes, takes != Takes::Json)).await?;
@@ -189,6 +191,9 @@ impl Door {
         streaming: bool,
     ) -> Work {
         let Message { text, arguments, id, meaning, .. } = message;
+        if meaning == Meaning::Answers {
+            return Box::pin(async { StatusCode::ACCEPTED.into_response() });
+        }
         let session = Session::of(&parts.headers);
         if let (Meaning::Cancels(id), Some(session)) = (&meaning, session) {
             self.calls.cancel(session, id);
@@ -225,14 +230,21 @@ impl Door {
     }
 
     /// All messages of a batch, each known from here on.
-    async fn all(self: Arc<Self>, parts: Parts, body: Bytes, room: Option<Arc<OwnedSemaphorePermit>>) -> Result<Work, Refusal> {
+    async fn all(
+        self: Arc<Self>,
+        parts: Parts,
+        body: Bytes,
+        room: Option<Arc<OwnedSemaphorePermit>>,
+        as_events: bool,
+    ) -> Result<Work, Refusal> {
         let messages = message::away(body.len(), move || batch::lift(&body)).await?;
+        let is_asked = messages.iter().any(|message| message.as_ref().map_or(true, |message| message.id.is_some()));
         let take = |message: Result<Message, Refusal>| match message {
             Ok(message) => self.clone().one(parts.clone(), message, room.clone(), false),
             Err(refusal) => Box::pin(async { refusal.into_response() }),
         };
         let works = messages.into_iter().map(take).collect();
-        Ok(Box::pin(batch::answer(works).in_current_span()))
+        Ok(Box::pin(batch::answer(works, is_asked, as_events).in_current_span()))
     }
 }
 
@@ -255,14 +267,31 @@ async fn speak_json_rpc(response: Response, judged: bool, id: Option<RequestId>)
 
 async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {
     let status = interpreter.engine().status();
-    let healthy = status.stages.iter().all(|stage| stage.state != "dead");
+    let is_any = |state: &str| status.stages.iter().any(|stage| stage.state == state);
+    let word = match () {
+        () if is_any("dead") || is_any("starting") => "starting",
+        () if is_any("failed") => "degraded",
+        () => "ok",
+    };
     let body = json!({
-        "status": if healthy { "ok" } else { "starting" },
+        "status": word,
         "version": env!("CARGO_PKG_VERSION"),
         "sandbox": interpreter.layers(),
         "engine": status,
     });
     axum::Json(body)
+}
+
+/// That the server answers: whatever stands still beside it.
+async fn live() -> impl IntoResponse {
+    axum::Json(json!({"status": "live"}))
+}
+
+/// Whether code that needs no library would run now.
+async fn ready(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {
+    let state = interpreter.engine().status().stages.first().map_or("dead", |stage| stage.state);
+    let code = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, axum::Json(json!({"status": state})))
 }
 
 /// Serves HTTP until `stop` completes. Runs in flight are then dropped with their connections, and so killed.

@@ -23,7 +23,6 @@ const MAX_VALUES: usize = 1000;
 /// Above this much a message is not read on a thread that others wait for.
 const LARGE_BYTES: usize = 64 << 10;
 const CANCELLED: &str = "notifications/cancelled";
-const TOKEN: &str = "progressToken";
 
 /// A message in two parts, and what a door looks at.
 pub(crate) struct Message {
@@ -45,6 +44,8 @@ pub(crate) enum Meaning {
     Opens,
     /// It takes a call back.
     Cancels(RequestId),
+    /// The answer to something that no door has asked.
+    Answers,
     Other,
 }
 
@@ -134,6 +135,7 @@ fn take_apart(message: &mut Members<'_>, takes_progress: bool) -> Result<Message
             let id = members.as_ref().and_then(|params| params.get("requestId"));
             id.and_then(|id| serde_json::from_str(id.get()).ok()).map_or(Meaning::Other, Meaning::Cancels)
         }
+        None => Meaning::Answers,
         _ => Meaning::Other,
     };
     let arguments = arguments.map_or_else(|| Ok(Arguments::default()), read_arguments)?;
@@ -173,8 +175,7 @@ fn envelope(message: &Members<'_>) -> Result<Option<RequestId>, Refusal> {
 /// Whether the client would be told of progress.
 fn progress_token(params: Option<&Members<'_>>) -> bool {
     let meta = params.and_then(|params| params.get("_meta")).and_then(|meta| Members::read(meta.get()).ok());
-    let token = meta.and_then(|meta| meta.get(TOKEN)).map(kind);
-    token.is_some_and(|kind| ["a string", "a number"].contains(&kind))
+    meta.and_then(|meta| meta.get(params::PROGRESS_TOKEN)).is_some_and(|token| kind(token) != "null")
 }
 
 /// The params' `_meta` for a call that tells nothing before it ends.
@@ -182,7 +183,7 @@ fn without_token(params: &mut Members<'_>) -> Result<Box<RawValue>, ArgumentErro
     let of_meta = |error: serde_json::Error| unreadable("params._meta", &error);
     let mut meta =
         params.get("_meta").map_or_else(|| Ok(Members::default()), |meta| Members::read(meta.get())).map_err(of_meta)?;
-    meta.remove(TOKEN);
+    meta.remove(params::PROGRESS_TOKEN);
     to_raw_value(&meta).map_err(of_meta)
 }
 

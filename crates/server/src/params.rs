@@ -4,12 +4,14 @@
 //! first field that is wrong is named.
 
 use protocol::{ArgumentError, Members, kind};
-use rmcp::model::{CallToolRequestParams, ClientCapabilities, Implementation, RequestMetaObject};
+use rmcp::model::{CallToolRequestParams, ClientCapabilities, Implementation, ProgressToken, RequestMetaObject};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 pub(crate) const INITIALIZE: &str = "initialize";
 pub(crate) const CALL: &str = "tools/call";
+const READ: &str = "resources/read";
+pub(crate) const PROGRESS_TOKEN: &str = "progressToken";
 /// In the `_meta` of a message whose protocol has no handshake.
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
@@ -24,6 +26,12 @@ pub(crate) fn check(method: &str, text: Option<&RawValue>, params: Option<&Membe
     let member = |name: &str| params.and_then(|params| params.get(name));
     if let Some(meta) = member("_meta") {
         readable::<Option<RequestMetaObject>>("params._meta", meta)?;
+        let token = Members::read(meta.get()).ok().and_then(|meta| meta.get(PROGRESS_TOKEN));
+        if let Some(token) =
+            token.filter(|token| kind(token) != "null" && serde_json::from_str::<ProgressToken>(token.get()).is_err())
+        {
+            return Err(wrong("params._meta.progressToken", "a string or a whole number", Some(token)));
+        }
     }
     let has_handshake =
         member("_meta").and_then(|meta| Members::read(meta.get()).ok()).is_none_or(|meta| meta.get(VERSION).is_none());
@@ -44,7 +52,11 @@ pub(crate) fn check(method: &str, text: Option<&RawValue>, params: Option<&Membe
             required("params.name", "the name of a tool", "a string", member("name"))?;
             text.map_or(Ok(()), |text| readable::<CallToolRequestParams>("params", text))
         }
-        _ => Ok(()),
+        READ => required("params.uri", "the URI of a resource", "a string", member("uri")).map(drop),
+        _ => match member("cursor").filter(|cursor| !["a string", "null"].contains(&kind(cursor))) {
+            Some(cursor) if method.ends_with("/list") => Err(wrong("params.cursor", "a string", Some(cursor))),
+            _ => Ok(()),
+        },
     }
 }
 

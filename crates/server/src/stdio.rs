@@ -253,7 +253,9 @@ impl Lines {
         };
         tokio::select! {
             () = self.client.has_all() => {}
-            () = grace => {}
+            () = grace => {
+                tracing::warn!("calls were ended with standard input; who wants their answers keeps it open until they are there");
+            }
             () = self.client.gone.cancelled() => {}
         }
     }

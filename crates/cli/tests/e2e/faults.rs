@@ -122,6 +122,7 @@ async fn a_library_that_cant_be_imported_fails_its_stage_alone() {
         let engine = health(&server).await["engine"].clone();
         assert_eq!(stage(&engine, failed)["reason"], reason, "{engine}");
         assert_eq!(stage(&engine, "core")["state"], "ready", "{engine}");
+        assert_eq!(server.request("GET", "/health/ready", &[], "").await, (200, r#"{"status":"ready"}"#.to_owned()));
         if module == "sklearn" {
             // The code that needs it is told what is wrong, and code that needs its neighbours is not.
             let result = server.run("import sklearn").await;
@@ -179,6 +180,34 @@ async fn a_zygote_that_dies_takes_no_call_with_it_and_is_replaced_alone() {
     assert_eq!(only_zygote(&folder, "zygote data").await, data);
     only_zygote(&folder, "zygote core").await;
     assert_eq!(health(&server).await["engine"]["restarts"], 1);
+}
+
+/// C10: `/health` was 200 always, and said `ok` while stages still started.
+#[tokio::test]
+async fn health_tells_load_balancers_what_is() {
+    let place = tempfile::tempdir().unwrap();
+    let gate = place.path().join("tree/gate");
+    let waits = format!("import os, time\nwhile not os.path.exists({gate:?}): time.sleep(0.01)\n");
+    let tree = tree_with(place.path(), &[("pandas", &waits)]);
+    let (server, folder) = server_in(&[(&*variable("PYTHON_TREE"), tree.to_str().unwrap()), ("PRELOAD", "data")]);
+    server.still_works().await;
+    assert_eq!(health(&server).await["status"], "starting");
+    assert_eq!(server.request("GET", "/health/ready", &[], "").await.0, 200, "code that needs no library runs");
+    std::fs::write(gate, "").unwrap();
+    until(&server, "the stage serves", |engine| stage(engine, "data")["state"] == "ready").await;
+    assert_eq!(health(&server).await["status"], "ok");
+    // Without an interpreter nothing runs, and the server is alive.
+    std::fs::remove_file(tree.join("python/bin/python3")).unwrap();
+    for holder in titled(&folder, "holder") {
+        let _ = rustix::process::kill_process(holder, rustix::process::Signal::KILL);
+    }
+    let gone = async {
+        while server.request("GET", "/health/ready", &[], "").await.0 != 503 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("it says that nothing runs");
+    assert_eq!(server.request("GET", "/health/live", &[], "").await.0, 200);
 }
 
 /// C11: `crashed`, as if the code had done it.

@@ -150,3 +150,25 @@ async fn images_beyond_the_budget_that_code_sends_itself_are_left_out() {
     let text = content[0]["text"].as_str().unwrap();
     assert!(text.contains("1 images were left out") && text.contains("MAX_IMAGES_BYTES"), "{text}");
 }
+
+/// One that could not be drawn took all later ones with it, and no word was said of those.
+#[tokio::test]
+async fn a_figure_that_cant_be_drawn_costs_no_other() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "plot")]);
+    let bad = r#"plt.figure(); plt.plot([1]); plt.title(r"$\frac{1$")"#;
+    let (_, warnings, pictures) = draw(&server, &format!("{bad}\nfor i in range(2): plt.figure(); plt.plot([i])")).await;
+    assert_eq!(pictures.len(), 2, "{warnings}");
+    assert!(warnings.starts_with("figure 1 could not be made: ValueError"), "{warnings}");
+}
+
+/// A smooth field of 80 KB came with 65 colours, and so with rings that are not in the data.
+#[tokio::test]
+async fn a_figure_well_below_the_budget_is_as_drawn() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "plot")]);
+    let smooth = "x, y = np.meshgrid(np.linspace(-3, 3, 800), np.linspace(-3, 3, 800))\n\
+                  plt.figure(dpi=150); plt.imshow(np.exp(-x**2 - y**2) * np.cos(3 * x)); plt.colorbar()";
+    for code in [smooth.to_owned(), format!("{smooth}\nplt.show()")] {
+        let (_, warnings, pictures) = draw(&server, &code).await;
+        assert_eq!((pictures.len(), pictures[0].palette, &*warnings), (1, false, ""), "{pictures:?}");
+    }
+}

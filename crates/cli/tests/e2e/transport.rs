@@ -386,8 +386,12 @@ async fn a_batch_is_answered_where_its_revision_is_spoken() {
         (vec![JSON, ("accept", "text/event-stream")], true),
     ] {
         let (status, text) = server.request("POST", "/mcp", &headers, batch.clone()).await;
-        assert_eq!((status, text.starts_with("event: message\ndata: [")), (200, events), "{text}");
-        let answers = last_event(&text);
+        assert_eq!((status, text.starts_with("event: message\ndata: {")), (200, events), "{text}");
+        // Each is an event of its own: together they might be more than a client reads.
+        let of_events = || {
+            text.lines().filter_map(|line| line.strip_prefix("data: ")).map(|line| serde_json::from_str::<Value>(line).unwrap())
+        };
+        let answers: Value = if events { of_events().collect() } else { last_event(&text) };
         let of = |index: usize| &answers[index];
         let ids = (0..6).map(|index| of(index)["id"].clone()).collect::<Vec<_>>();
         assert_eq!(json!(ids), json!([1, "b", null, 3, 4, 5]), "{text}");
@@ -410,6 +414,51 @@ async fn a_batch_is_answered_where_its_revision_is_spoken() {
         let (status, text) = server.request("POST", "/mcp", &headers, body.to_owned()).await;
         assert_eq!((status, &last_event(&text)["error"]["code"]), (400, &json!(-32600)), "{version:?}: {text}");
     }
+}
+
+/// Each answer of a batch was below what a client reads of an event, and all of them together were one event.
+#[tokio::test]
+async fn no_event_of_a_batch_is_longer_than_clients_read() {
+    let server = Server::start();
+    let large = "print('\\0' * 99_000)\nimport sys\nprint('\\0' * 99_000, file=sys.stderr)";
+    let batch = format!("[{},{}]", call(&json!(1), large), call(&json!(2), large));
+    let (_, text) = server.request("POST", "/mcp", &[JSON, ("accept", "text/event-stream")], batch.clone()).await;
+    let events = text.split("\n\n").filter(|event| event.contains("data: ")).collect::<Vec<_>>();
+    assert_eq!(events.len(), 2);
+    assert!(events.iter().all(|event| event.len() < 1 << 20), "{:?}", events.iter().map(|event| event.len()).collect::<Vec<_>>());
+    let (_, text) = server.request("POST", "/mcp", &[JSON], batch).await;
+    assert!(text.len() > 2 << 20, "as JSON nothing is left out");
+    assert_eq!(last_event(&text).as_array().map(Vec::len), Some(2));
+}
+
+/// All answers of a batch were held until the last was there: three megabytes for each of 32.
+#[tokio::test]
+async fn a_batch_goes_on_as_its_client_reads() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core"), ("MAX_OUTPUT_BYTES", "8000000")]);
+    let large = "print('a' * 7_000_000)";
+    let batch = format!("[{}]", (0..32).map(|id| call(&json!(id), large)).collect::<Vec<_>>().join(","));
+    let mut stream = TcpStream::connect(&server.address).await.unwrap();
+    let head = format!("POST /mcp HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n", server.address);
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n{batch}", batch.len()).as_bytes()).await.unwrap();
+    // It reads nothing: after what fits between the two, no further call is run.
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let resident = resident_mb(server.pid());
+        assert!(resident < 150, "{resident} MB");
+        if resident == last && engine(&server).await["running"] == 0 {
+            break;
+        }
+        last = resident;
+    }
+    drop(stream);
+    server.still_works().await;
+}
+
+fn resident_mb(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
 }
 
 #[tokio::test]
@@ -439,6 +488,14 @@ async fn a_wrong_message_is_answered_by_its_id_and_field() {
         (r#"{"jsonrpc":"2.0","id":5,"a":1}"#, json!(5), -32600, Value::Null),
         (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#, json!(1.5), -32600, json!("id")),
         (r#"{"jsonrpc":"2.0","id":5,"method":"tools/call"}"#, json!(5), -32602, json!("params.name")),
+        (r#"{"jsonrpc":"2.0","id":5,"method":"resources/read","params":{"uri":5}}"#, json!(5), -32602, json!("params.uri")),
+        (r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"cursor":5}}"#, json!(5), -32602, json!("params.cursor")),
+        (
+            r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"_meta":{"progressToken":1.5}}}"#,
+            json!(5),
+            -32602,
+            json!("params._meta.progressToken"),
+        ),
         (r#"{"jsonrpc":"2.0","id":"a","method":"initialize","params":{}}"#, json!("a"), -32602, json!("params.protocolVersion")),
         (
             r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"execute_python","arguments":""}}"#,
@@ -452,6 +509,9 @@ async fn a_wrong_message_is_answered_by_its_id_and_field() {
         assert_eq!((status, &answer["id"], &answer["error"]["code"]), (400, &id, &json!(code)), "{body}: {answer}");
         assert_eq!(answer["error"]["data"]["field"], field, "{body}: {answer}");
     }
+    // The answer to something that nobody asked.
+    let answered = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+    assert_eq!(server.request("POST", "/mcp", &[JSON], answered).await, (202, String::new()));
     let text = json!({"code": "1+1"}).to_string();
     let body =
         json!({"jsonrpc": "2.0", "id": 1.0, "method": "tools/call", "params": {"name": "execute_python", "arguments": text}});

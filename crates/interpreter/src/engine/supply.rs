@@ -177,6 +177,8 @@ async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64
         match started {
             Ok(kernel) if !epoch.has_changed().unwrap_or(true) => return inner.pools[stage].arrived(kernel),
             Ok(old) => drop(old),
+            // The zygotes end with the engine: no news.
+            Err(_) if inner.stopping.is_cancelled() => return,
             Err(reason) => {
                 tracing::warn!(reason, stage = STAGES[stage].name, "a kernel could not be started");
                 inner.pools[stage].failed(&reason);

@@ -15,10 +15,13 @@ MAX_IMAGE_BYTES = 5 << 20
 MAX_IMAGES = 32
 # What an image may take however little is left for the others: a plain plot can still be read at this size.
 _FLOOR_BYTES = 12 << 10
-# An image stays as it is within a third of what is left, and one that was made smaller may take as much; the first one,
+# An image stays as it is within an eighth of what is left, and one that was made smaller may take a third; the first one,
 # which is often the only one, half. Where it is known that no more will come, those that are left share all.
-_PART = 3
+_UNTOUCHED_PART = 8
+_SMALLER_PART = 3
 _FIRST_PART = 2
+# One of many has all its colours only if it takes no more than this of what is left.
+_COLOURFUL_PART = 12
 
 
 class Figures:
@@ -112,10 +115,11 @@ class Figures:
         def share(part):
             return min(max(left // (waiting if final else max(part, waiting + 1)), floor), MAX_IMAGE_BYTES)
 
-        untouched, most = share(_PART), share(_PART if self._sent else _FIRST_PART)
+        untouched, most = share(_UNTOUCHED_PART), share(_SMALLER_PART if self._sent else _FIRST_PART)
+        colourful = share(_COLOURFUL_PART) if self._sent else most
         if len(data) > untouched:
             size = len(data)
-            mime_type, data, how = smaller(mime_type, data, most)
+            mime_type, data, how = smaller(mime_type, data, most, colourful)
             if how is not None:
                 self._changed.setdefault(how, []).append((self._shown, size))
             if data is None:

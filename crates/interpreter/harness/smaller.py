@@ -18,10 +18,11 @@ _JPEG_QUALITY = 80
 _FEW_PIXELS = 3 << 20
 
 
-def smaller(mime_type, data, most):
-    """The image in at most `most` bytes: its type, its bytes or None, and what was done to it, None when nothing was."""
+def smaller(mime_type, data, most, colourful):
+    """The image in at most `most` bytes, with the colours that it has if that takes at most `colourful`: its type, its bytes
+    or None, and what was done to it, None when nothing was."""
     try:
-        found = _found(data, most)
+        found = _found(data, most, colourful)
     except Exception as error:
         found = mime_type, None, f"left out ({type(error).__name__} when it was made smaller)"
     if len(data) <= most and (found[1] is None or len(found[1]) >= len(data)):
@@ -29,7 +30,7 @@ def smaller(mime_type, data, most):
     return found
 
 
-def _found(data, most):
+def _found(data, most, colourful):
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -40,9 +41,9 @@ def _found(data, most):
     while True:
         size = "" if scaled.size == original else "from {}x{} to {}x{}".format(*original, *scaled.size)
         # The first finds the colours that the image has, the second fewer that lie near, which takes less room.
-        for method in (Image.Quantize.MAXCOVERAGE, Image.Quantize.FASTOCTREE):
+        for method, bytes_allowed in ((Image.Quantize.MAXCOVERAGE, min(colourful, most)), (Image.Quantize.FASTOCTREE, most)):
             few_colours = _with_few_colours(Image, scaled, method)
-            if few_colours is not None and len(few_colours) <= most:
+            if few_colours is not None and len(few_colours) <= bytes_allowed:
                 return "image/png", few_colours, size or "to 256 colours"
         photograph = _saved(scaled, "JPEG", quality=_JPEG_QUALITY, optimize=True)
         if len(photograph) <= most:

@@ -167,8 +167,9 @@ async fn a_figure_well_below_the_budget_is_as_drawn() {
     let server = Server::with(Home::Caller, &[("PRELOAD", "plot")]);
     let smooth = "x, y = np.meshgrid(np.linspace(-3, 3, 800), np.linspace(-3, 3, 800))\n\
                   plt.figure(dpi=150); plt.imshow(np.exp(-x**2 - y**2) * np.cos(3 * x)); plt.colorbar()";
-    for code in [smooth.to_owned(), format!("{smooth}\nplt.show()")] {
-        let (_, warnings, pictures) = draw(&server, &code).await;
-        assert_eq!((pictures.len(), pictures[0].palette, &*warnings), (1, false, ""), "{pictures:?}");
-    }
+    let (_, warnings, pictures) = draw(&server, smooth).await;
+    assert_eq!((pictures.len(), pictures[0].palette, &*warnings), (1, false, ""), "{pictures:?}");
+    // Others might have come behind it; as many colours as there can be keep it smooth.
+    let (_, _, shown) = draw(&server, &format!("{smooth}\nplt.show()")).await;
+    assert!(shown[0].width == pictures[0].width && shown[0].bytes > 20_000, "{shown:?}");
 }

@@ -15,8 +15,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use crate::environment::EnvironmentInfo;
-use crate::install::InstallReport;
-use crate::tools::PackageList;
+use crate::reports::{InstallReport, PackageList};
 
 pub(crate) const EXECUTE: &str = "execute_python";
 pub(crate) const INSTALL: &str = "install_packages";

@@ -33,12 +33,13 @@ use crate::body::Bodies;
 use crate::calls::{Calls, InFlight, SESSION_ID, Session, TakenBack};
 use crate::cors;
 use crate::invocation::Invocation;
-use crate::listener::{self, Visit};
+use crate::listener;
 use crate::mcp::McpServer;
 use crate::message::{self, Lifted, Meaning, Message};
 use crate::names::ServedNames;
 use crate::refusal::{self, Refusal};
 use crate::tools::Interpreter;
+use crate::visit::Visit;
 
 /// Where MCP is served.
 const MCP_PATHS: [&str; 4] = ["/lambda/mcp/", "/lambda/mcp", "/mcp/", "/mcp"];

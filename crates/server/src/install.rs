@@ -4,55 +4,12 @@ use std::time::Instant;
 
 use packages::{PackageError, Prepared};
 use protocol::{ArgumentError, Arguments, PackageUse, shortened};
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use crate::catalogue::INSTALL;
+use crate::reports::{InstallReport, InstalledPackage};
 use crate::tools::Interpreter;
 
 const KNOWN: [&str; 3] = ["packages", "package", "version"];
-
-/// The answer of `install_packages`.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct InstallReport {
-    /// True when all of them are there.
-    pub(crate) success: bool,
-    /// What to do next, or that something is missing.
-    pub(crate) message: String,
-    /// Each, in the order asked for.
-    pub(crate) packages: Vec<InstalledPackage>,
-    /// Notes on arguments and names that were taken for others.
-    pub(crate) warnings: Vec<String>,
-}
-
-/// One package.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct InstalledPackage {
-    /// As it was asked for.
-    package: String,
-    /// True when it can be imported.
-    success: bool,
-    /// What happened, or why it did not.
-    message: String,
-    /// The stable reason of a refusal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
-    reason: Option<&'static str>,
-    /// The version that will be imported, or null.
-    #[schemars(with = "serde_json::Value")]
-    installed_version: Option<String>,
-    /// Seconds.
-    installation_time: f64,
-    /// True when nothing had to be installed.
-    already_installed: bool,
-}
-
-impl InstallReport {
-    /// For arguments that can't be used.
-    pub(crate) fn refused(message: String) -> Self {
-        Self { success: false, message, packages: Vec::new(), warnings: Vec::new() }
-    }
-}
 
 /// What is asked for, also in the older form of `package` and `version`, and what is to be said about it.
 ///

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::stream::Stream;
+use crate::visit::{Phase, Visit};
 
 /// Above the bound, for those who get told that the server is busy and for `/health`.
 const GUESTS: usize = 16;
@@ -35,67 +36,6 @@ const BUFFER_BYTES: usize = 64 << 10;
 const BREATH: Duration = Duration::from_millis(50);
 /// Clients that keep the server waiting are told of in the log so often, not each.
 const SAID_EVERY: Duration = Duration::from_secs(60);
-
-/// One client's connection.
-pub(crate) struct Visit {
-    phase: Mutex<(Phase, Instant)>,
-    is_guest: bool,
-}
-
-/// Who waits for whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// The server, for a request.
-    Idles,
-    /// The server, for the rest of a request.
-    Reads,
-    /// The client, for the answer.
-    Works,
-    /// The server, for what there is of the answer to be read.
-    Answers,
-}
-
-impl Visit {
-    fn new(is_guest: bool) -> Arc<Self> {
-        Arc::new(Self { phase: Mutex::new((Phase::Idles, Instant::now())), is_guest })
-    }
-
-    /// A request has begun.
-    fn begins(&self) {
-        *self.lock() = (Phase::Reads, Instant::now());
-    }
-
-    /// The request is whole: now the client waits.
-    pub(crate) fn is_served(&self) {
-        self.enter(Phase::Works);
-    }
-
-    fn enter(&self, phase: Phase) {
-        let mut known = self.lock();
-        // What the server has waited for already, it waits for still.
-        let since = if known.0 == Phase::Works { Instant::now() } else { known.1 };
-        *known = (phase, since);
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        self.lock().0
-    }
-
-    /// Since when the server waits for its client; none while it works.
-    fn waits_since(&self) -> Option<Instant> {
-        let (phase, since) = *self.lock();
-        (phase != Phase::Works).then_some(since)
-    }
-
-    /// It is here only to hear that the server is busy.
-    pub(crate) fn is_guest(&self) -> bool {
-        self.is_guest
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The connections there are.
 struct Visits {

@@ -21,10 +21,11 @@ use serde_json::{Map, json};
 
 use crate::calls;
 use crate::catalogue::{ENVIRONMENT, EXECUTE, INSTALL, INSTALL_ALIAS, INSTRUCTIONS, PACKAGES};
-use crate::install::{self, InstallReport};
+use crate::install;
 use crate::invocation::Invocation;
 use crate::message::{self, Lifted};
 use crate::progress::Progress;
+use crate::reports::InstallReport;
 use crate::tools::Interpreter;
 use crate::{reply, resources};
 

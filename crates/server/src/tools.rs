@@ -10,12 +10,11 @@ use protocol::{
     Policy, Stream,
 };
 use rmcp::model::Tool;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use crate::catalogue;
 use crate::environment::{self, EnvironmentInfo, Layer, LimitsInfo};
 use crate::reply::StructuredContent;
+use crate::reports::{PackageDetail, PackageList};
 
 /// The engine and what its tools know about it.
 pub struct Interpreter {
@@ -26,26 +25,6 @@ pub struct Interpreter {
     door_layers: RwLock<Vec<Layer>>,
     structured_content: StructuredContent,
     catalogue: OnceLock<Vec<Tool>>,
-}
-
-/// The answer of `list_preinstalled_packages`.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct PackageList {
-    /// Names of the installed distributions.
-    pub packages: Vec<String>,
-    /// The same with versions and the names to import.
-    pub details: Vec<PackageDetail>,
-}
-
-/// One installed distribution.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct PackageDetail {
-    /// Its name, as an installer knows it.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// What to write after `import`.
-    pub import_name: String,
 }
 
 impl Interpreter {

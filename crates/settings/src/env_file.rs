@@ -11,7 +11,7 @@ use std::path::Path;
 
 use clap::{Arg, Command};
 
-use crate::environment::{PREFIX, is_empty};
+use crate::variables::{PREFIX, is_empty};
 use crate::{ORDINARY, env_lines};
 
 /// More is no file of settings.

@@ -12,9 +12,8 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use crate::EnvFile;
 use crate::env_file::{check, list, nearest, shown};
+use crate::variables::{PREFIX, is_empty};
 
-/// What stands before a setting's name.
-pub(crate) const PREFIX: &str = "CODE_INTERPRETER_";
 const HELP: &str = "Each setting is read from the environment, too, by its name with CODE_INTERPRETER_ in front, and by `serve` and \
                     `doctor` also without it; the prefixed one wins, and an empty value counts as not set.";
 
@@ -124,10 +123,6 @@ impl Sources {
     fn variable(&self, name: &str) -> Option<&OsStr> {
         self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
     }
-}
-
-pub(crate) fn is_empty(value: &OsStr) -> bool {
-    value.to_str().is_some_and(|value| value.trim().is_empty())
 }
 
 fn is_given(argument: &Arg, matches: &ArgMatches) -> bool {

@@ -13,6 +13,7 @@ mod layers;
 mod log;
 mod reference;
 mod signals;
+mod variables;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -376,7 +377,7 @@ impl EngineSettings {
     /// What packages are installed with.
     fn packages(&self) -> Result<PackagesConfig, String> {
         let of = &self.packages;
-        let uv = of.uv.clone().filter(|uv| !environment::is_empty(uv));
+        let uv = of.uv.clone().filter(|uv| !variables::is_empty(uv));
         let index = of.package_index.clone().filter(|index| !index.is_empty());
         index.as_ref().map_or(Ok(()), IndexUrl::check).map_err(|why| format!("PACKAGE_INDEX: {why}"))?;
         let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));

@@ -19,7 +19,7 @@ from time import monotonic
 
 from harness_channel import STDERR, STDOUT
 
-# Shared memory: for each stream a u32 length, a u32 of all that was sent as frames before, then its pending bytes.
+# Shared memory: for each stream a u32 length, a u32 of what the cell has sent as frames before, then its pending bytes.
 SHARED_SIZE = 1 << 16
 _REGION = SHARED_SIZE // 2
 _HEADER = 8
@@ -110,6 +110,9 @@ class _Buffer(io.BufferedIOBase):
             self._pending = 0
             output.send_by = monotonic() + _COALESCE_SECONDS
 
+    def begin(self):
+        self._sent[0] = 0
+
     def _count(self, size):
         self._sent[0] = (self._sent[0] + size) & 0xFFFFFFFF
 
@@ -182,6 +185,8 @@ class Output:
         self.lines = 0
         self.send_by = 0
         self.wrote_files = False
+        for buffer in (self.stdout, self.stderr):
+            buffer.begin()
 
     def _before_fork(self):
         self.lock.acquire()

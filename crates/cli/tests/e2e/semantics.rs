@@ -218,3 +218,15 @@ async fn what_was_printed_before_a_kill_is_told_once() {
         assert_eq!(lines.enumerate().find(|(expected, line)| line != expected), None, "round {round}");
     }
 }
+
+/// What a spare had printed to warm itself counted as sent, and the cell's last words were taken for told.
+#[tokio::test]
+async fn last_words_in_a_kernel_that_has_warmed_itself_are_told() {
+    let server = Server::start();
+    for _ in 0..20 {
+        // Enough for the next spare to be there and warm; where it is not, the test says less.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let result = server.run("import os\nprint('out', end='')\nprint('no newline', end='')\nos._exit(3)").await;
+        assert_eq!((&result["stdout"], &result["exit_code"]), (&json!("outno newline"), &json!(3)), "{result}");
+    }
+}

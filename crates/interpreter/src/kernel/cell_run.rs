@@ -76,6 +76,7 @@ impl Kernel {
         let deadline = cell.request.deadline.map_or(deadline, |latest| deadline.min(latest.into()));
         let mut collected = Collected::new(&limits, on_output);
         let job = job::encode(&cell);
+        self.channel.begin();
         let sent = tokio::time::timeout_at(deadline, self.channel.send(&job)).await;
         // It may be as large as a request, and the run may be long.
         drop(job);

@@ -55,7 +55,7 @@ pub(super) struct Channel {
     buffer: BytesMut,
     socket_open: bool,
     pipes_open: [bool; 2],
-    /// How much of each stream came as frames: as the harness counts it.
+    /// How much of each stream came as frames since the cell began: as the harness counts it.
     framed: [u32; 2],
 }
 
@@ -129,6 +129,11 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// A cell is about to be sent.
+    pub(super) fn begin(&mut self) {
+        self.framed = [0; 2];
     }
 
     pub(super) async fn something_to_read(&self) {

@@ -14,6 +14,8 @@ _MIN_SIDE = 160
 # this, photographs are not.
 _PALETTE_ERROR = 6
 _JPEG_QUALITY = 80
+# Where there are more it takes seconds to choose among them: 65,536 take 0.4.
+_MANY_COLOURS = 1 << 16
 # Up to this many pixels it takes no time to look for the smallest PNG.
 _FEW_PIXELS = 3 << 20
 
@@ -70,6 +72,8 @@ def _with_few_colours(Image, image, method):
     """As a PNG of 256 colours, or None when it can be seen that they are not all."""
     from PIL import ImageChops, ImageStat
 
+    if method == Image.Quantize.MAXCOVERAGE and image.getcolors(_MANY_COLOURS) is None:
+        return None
     likeness = image.quantize(256, method, dither=Image.Dither.NONE)
     error = ImageStat.Stat(ImageChops.difference(image, likeness.convert("RGB"))).rms
     if max(error) > _PALETTE_ERROR:

@@ -98,7 +98,8 @@ async fn an_image_of_many_megapixels_arrives_in_an_answer_below_a_mebibyte() {
 async fn many_figures_arrive_in_an_answer_below_a_mebibyte() {
     let open = "for i in range(20):\n    plt.figure(); plt.plot(np.random.rand(500))";
     let shown = format!("{open}; plt.show()");
-    arrive(&[(open, 20, 640, "images 1-20 "), (&shown, 20, 640, "images 1-20 "), (&SCATTER.repeat(3), 3, 400, "image 3 ")]).await;
+    arrive(&[(open, 20, 640, "to 256 colours"), (&shown, 20, 640, "to 256 colours"), (&SCATTER.repeat(3), 3, 400, "image 3 ")])
+        .await;
 }
 
 /// What fits is not touched, and what is drawn with few colours keeps its size and sharp edges.

@@ -111,7 +111,8 @@ impl Inner {
                 };
                 tokio::select! {
                     biased;
-                    () = stopping.cancelled() => {}
+                    // By handle: where nothing ends them with the holder, code may have stopped them.
+                    () = stopping.cancelled() => stages.end(),
                     _ = holder.ended() => stages.end(),
                     () = stages.keep(index, stage.name, refill) => {}
                 }

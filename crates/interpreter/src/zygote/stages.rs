@@ -35,6 +35,23 @@ pub(crate) trait Process: Send + Sync + Sized + 'static {
     fn end(&self);
 }
 
+/// Ends a process unless it is kept: also when whoever waits for it is dropped, as when the holder ends meanwhile.
+struct Unkept<P: Process>(Option<Arc<P>>);
+
+impl<P: Process> Unkept<P> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<P: Process> Drop for Unkept<P> {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.end();
+        }
+    }
+}
+
 /// How a stage stands.
 #[derive(Debug)]
 pub(crate) enum State<P> {
@@ -167,14 +184,13 @@ impl<P: Process> Stages<P> {
             None => self.holder.fork(None, stage).await,
         };
         let process = forked.map_err(Failure::OfBase)?;
+        let unkept = Unkept(Some(process.clone()));
         let served = match timeout(IMPORT_PATIENCE, process.serving()).await {
             Ok(served) => served,
             Err(_) => Err(format!("it had not imported its libraries after {} s", IMPORT_PATIENCE.as_secs())),
         };
-        served.map_err(|reason| {
-            process.end();
-            Failure::Own(reason)
-        })?;
+        served.map_err(Failure::Own)?;
+        unkept.keep();
         Ok(process)
     }
 }
@@ -214,6 +230,7 @@ mod tests {
         ended: watch::Sender<bool>,
         fates: Fates,
         log: Log,
+        forked: Arc<Mutex<Vec<Arc<Self>>>>,
     }
 
     impl Process for Fake {
@@ -224,7 +241,10 @@ mod tests {
             if matches!(fate, Fate::Refused) || *self.ended.borrow() {
                 return Err("refused".to_owned());
             }
-            Ok(Arc::new(Self { fate, ended: watch::Sender::new(false), fates: self.fates.clone(), log: self.log.clone() }))
+            let (fates, log, forked) = (self.fates.clone(), self.log.clone(), self.forked.clone());
+            let process = Arc::new(Self { fate, ended: watch::Sender::new(false), fates, log, forked });
+            self.forked.lock().expect("sound").push(process.clone());
+            Ok(process)
         }
 
         async fn serving(&self) -> Result<(), String> {
@@ -249,7 +269,13 @@ mod tests {
     fn kept(fates: [&[Fate]; 3]) -> (Arc<Stages<Fake>>, Log) {
         let log = Log::default();
         let fates = Arc::new(fates.iter().map(|fates| Mutex::new(fates.iter().copied().collect())).collect::<Vec<_>>());
-        let holder = Arc::new(Fake { fate: Fate::Serves, ended: watch::Sender::new(false), fates, log: log.clone() });
+        let holder = Arc::new(Fake {
+            fate: Fate::Serves,
+            ended: watch::Sender::new(false),
+            fates,
+            log: log.clone(),
+            forked: Arc::default(),
+        });
         let stages = Arc::new(Stages::new(holder, 3, Arc::default()));
         for stage in 0..3 {
             let stages = stages.clone();
@@ -302,6 +328,17 @@ mod tests {
         assert_eq!(begun.elapsed(), IMPORT_PATIENCE);
         // The next try is the one that serves.
         serving(&stages, 1, None).await;
+    }
+
+    /// Where nothing ends it with its parent, it went on to import, and served nobody for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_zygote_that_still_imports_ends_with_whoever_waits_for_it() {
+        let fates = Arc::new(vec![Mutex::new(VecDeque::from([Fate::Hangs]))]);
+        let (forked, log) = (Arc::<Mutex<Vec<Arc<Fake>>>>::default(), Log::default());
+        let holder = Fake { fate: Fate::Serves, ended: watch::Sender::new(false), fates, log, forked: forked.clone() };
+        let stages = Stages::new(Arc::new(holder), 1, Arc::default());
+        assert!(timeout(IMPORT_PATIENCE / 2, stages.keep(0, "a stage", || ())).await.is_err());
+        assert!(*forked.lock().expect("sound")[0].ended.borrow());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod descriptors;
 mod env_file;
 mod env_lines;
 mod environment;
+mod lambda;
 mod layers;
 mod log;
 mod reference;
@@ -31,6 +32,7 @@ use server::{HttpOptions, Interpreter, Layer, ServedNames, StructuredContent};
 
 pub use env_file::EnvFile;
 pub use environment::{Names, Sources, flags_only, from_environment};
+pub use lambda::{LambdaSettings, ResponseLock};
 pub use layers::{hint, warn_of_refused};
 pub use log::{LogFormat, LogSettings, start_log};
 pub use reference::reference;
@@ -189,46 +191,6 @@ struct PackageSettings {
     /// A bucket in which installed packages are kept for other environments, under code-interpreter/packages.
     #[arg(long, env = "S3_BUCKET", help_heading = SECURITY)]
     s3_bucket: Option<String>,
-}
-
-/// Settings of the Lambda function's door.
-#[derive(Args, Clone, Debug)]
-pub struct LambdaSettings {
-    /// In the Lambda function: answer as a stream, as the integration's `responseTransferMode: STREAM` wants; off for a buffered one, where code can forge its own answer.
-    #[arg(long, env = "RESPONSE_STREAMING", help_heading = SECURITY, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub response_streaming: bool,
-    /// In the Lambda function: whether the Runtime API must be seen to be closed before code runs. prefer runs the code with a warning where the API answers otherwise, require does not run it, off does not ask.
-    #[arg(long, env = "RESPONSE_LOCK", help_heading = SECURITY, default_value = "prefer")]
-    pub response_lock: ResponseLock,
-}
-
-/// What becomes of a call whose answer can't be seen to be safe from its own code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ResponseLock {
-    /// It is refused.
-    Require,
-    /// It runs, with a warning.
-    Prefer,
-    /// It runs, and nothing is asked.
-    Off,
-}
-
-impl LambdaSettings {
-    /// How the lock is asked for: a buffered answer has none.
-    ///
-    /// # Errors
-    /// When it is required of a buffered answer.
-    pub fn lock(&self) -> Result<ResponseLock, String> {
-        match (self.response_streaming, self.response_lock) {
-            (true, lock) => Ok(lock),
-            (false, ResponseLock::Require) => {
-                Err("RESPONSE_LOCK: require needs RESPONSE_STREAMING=true: a buffered answer can't be locked; \
-                 prefer runs code without the lock there"
-                    .to_owned())
-            }
-            (false, _) => Ok(ResponseLock::Off),
-        }
-    }
 }
 
 /// Settings of the doors that are given messages.
@@ -485,7 +447,7 @@ mod tests {
         EngineSettings::from_arg_matches(&matches.expect("arguments")).expect("settings")
     }
 
-    /// `research/review.md` L: they made `/var/cache/…`, also from a unit test.
+    /// Settings that were only read made `/var/cache/…`, also from a unit test.
     #[test]
     fn reading_settings_makes_no_folder() {
         let folder = std::env::temp_dir().join(format!("code-interpreter-settings-{}", std::process::id()));

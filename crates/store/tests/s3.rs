@@ -166,7 +166,7 @@ async fn half_an_object_and_a_changed_one_are_seen() {
     assert!(matches!(bucket.store.fetch("packages/a.zip", &to, 1 << 30).await.unwrap(), Fetched::Whole(_)));
 }
 
-/// `research/review.md` C17c: it was there already, for ever.
+/// C17c: it was there already, for ever.
 #[tokio::test]
 async fn a_damaged_object_is_replaced_by_the_first_that_has_it_whole() {
     let bucket = bucket().await;

@@ -22,6 +22,7 @@ macro_rules! in_each_home {
     };
 }
 
+mod batches;
 mod client;
 mod command_line;
 mod contract;

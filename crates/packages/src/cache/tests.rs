@@ -248,7 +248,7 @@ fn a_package_that_nests_folders_without_end_is_refused() {
     assert!(error.to_string().contains("nests folders too deep") && cache.lease("a").is_none(), "{error}");
 }
 
-/// `research/review.md` C17d: thousands of files were removed on a thread that other calls waited for.
+/// C17d: thousands of files were removed on a thread that other calls waited for.
 #[test]
 fn a_folder_of_an_install_is_removed_behind_whoever_drops_it() {
     let root = tempfile::tempdir().expect("a folder");

@@ -100,7 +100,7 @@ fn noise(bytes: usize) -> String {
     words.collect()
 }
 
-/// `research/review.md` C17a: each was charged for the other's downloads, and took them away from it when they were too many.
+/// C17a: each was charged for the other's downloads, and took them away from it when they were too many.
 #[tokio::test]
 async fn installs_at_once_are_not_charged_for_one_another() {
     let (index, large) = (Index::start(), noise(4 << 20));

@@ -36,7 +36,19 @@ fn whole_objects(bucket: &Path) -> Vec<PathBuf> {
     objects.map(|entry| entry.path()).filter(is_whole).collect()
 }
 
-/// `research/review.md` C17c: what was damaged stayed so, and each server installed anew.
+/// C17c: what was damaged stayed so, and each server installed anew.
+/// What a server of this bucket is told.
+fn shared<'a>(index: &'a str, endpoint: &'a str) -> [(&'static str, &'a str); 6] {
+    [
+        ("PACKAGE_INDEX", index),
+        ("S3_BUCKET", "shared"),
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "of-the-bucket"),
+        ("AWS_REGION", "eu-west-1"),
+    ]
+}
+
 #[tokio::test]
 async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_one_is_built_anew_and_replaced() {
     let bucket = tempfile::tempdir().unwrap();
@@ -44,14 +56,7 @@ async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_on
     let index = Index::start();
     index.add_module("good-one", "1.0", &[]);
     let url = index.url();
-    let settings = [
-        ("PACKAGE_INDEX", &*url),
-        ("S3_BUCKET", "shared"),
-        ("AWS_ENDPOINT_URL", &*endpoint),
-        ("AWS_ACCESS_KEY_ID", "key"),
-        ("AWS_SECRET_ACCESS_KEY", "of-the-bucket"),
-        ("AWS_REGION", "eu-west-1"),
-    ];
+    let settings = shared(&url, &endpoint);
     let code = "import good_one, os; print(good_one.__version__, 'of-the-bucket' in str(os.environ))";
     for (round, times_built) in ["built", "fetched", "built anew", "fetched again"].into_iter().zip([1, 1, 2, 2]) {
         let shop = Shop::open(Home::Caller, Tool::Uv, &settings);
@@ -73,7 +78,7 @@ async fn a_set_that_one_server_has_built_is_fetched_by_the_next_and_a_damaged_on
     assert_eq!(shop.run(&["good-one"], code).await["stdout"], "1.0 False\n");
 }
 
-/// `research/review.md` C17b: a server that only ever fetched kept all of it.
+/// C17: a server that only ever fetched kept all of it.
 #[tokio::test]
 async fn what_was_fetched_counts_in_what_all_packages_may_take() {
     let bucket = tempfile::tempdir().unwrap();
@@ -86,15 +91,7 @@ async fn what_was_fetched_counts_in_what_all_packages_may_take() {
         index.add(name, &format!("{module}-1.0-py3-none-any.whl"), bytes, Manner::Well);
     }
     let url = index.url();
-    let settings = [
-        ("PACKAGE_INDEX", &*url),
-        ("S3_BUCKET", "shared"),
-        ("AWS_ENDPOINT_URL", &*endpoint),
-        ("AWS_ACCESS_KEY_ID", "key"),
-        ("AWS_SECRET_ACCESS_KEY", "of-the-bucket"),
-        ("AWS_REGION", "eu-west-1"),
-        ("PACKAGE_CACHE_MB", "1"),
-    ];
+    let settings = [&shared(&url, &endpoint)[..], &[("PACKAGE_CACHE_MB", "1")]].concat();
     let first = Shop::open(Home::Caller, Tool::Uv, &settings);
     for (name, kept) in [("large-one", 1), ("large-two", 2)] {
         assert_eq!(first.run(&[name], "1").await["success"], true);

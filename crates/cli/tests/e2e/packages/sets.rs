@@ -124,7 +124,7 @@ async fn what_a_call_does_to_a_set_breaks_no_later_call_and_no_later_server() {
     }
 }
 
-/// `research/review.md` C17e: the rule that lets code in is for a folder and not for its name, so installs went well and every
+/// C17e: the rule that lets code in is for a folder and not for its name, so installs went well and every
 /// import was refused.
 #[tokio::test]
 async fn a_package_folder_that_an_operator_has_cleared_is_used_again_or_told_of() {

@@ -12,12 +12,14 @@ mod run;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use server::Interpreter;
+use server::{DoorRules, Service};
 use settings::{EngineSettings, EnvFile, HttpSettings, LogFormat, LogSettings, MessageSettings, Names, Signals, Sources};
+use tokio_util::sync::CancellationToken;
 
 /// How long what runs beside the engine may take to end. A read of standard input never does.
 const TASKS_PATIENCE: Duration = Duration::from_millis(500);
@@ -118,20 +120,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.to_string()),
     };
-    let end = runtime.block_on(async {
-        let signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => return End::With(fail(&format!("signals can't be heard: {error}"))),
-        };
-        tokio::select! {
-            signal = signals.first() => End::Signal(signal),
-            reason = output::broken() => match reason {
-                ErrorKind::BrokenPipe => End::Signal(SIGPIPE),
-                reason => End::With(fail(&format!("standard output: {reason}"))),
-            },
-            code = dispatch(cli.command, code) => End::With(code),
-        }
-    });
+    let end = runtime.block_on(run_until_it_ends(cli.command, code));
     runtime.shutdown_timeout(TASKS_PATIENCE);
     if !interpreter::wait_for_engines(ENGINE_PATIENCE) {
         tracing::warn!("the engine has not ended in time; the next start removes what it leaves");
@@ -140,6 +129,36 @@ pub fn main() -> ExitCode {
         End::With(code) => code,
         End::Signal(signal) => settings::die_of(signal),
     }
+}
+
+/// Runs the command to its end, or to that which a signal or a reader that has gone makes of it.
+async fn run_until_it_ends(command: Command, code: String) -> End {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return End::With(fail(&format!("signals can't be heard: {error}"))),
+    };
+    let drains = matches!(command, Command::Serve { .. });
+    let stop = CancellationToken::new();
+    let mut work = pin!(dispatch(command, code, stop.clone()));
+    let end = tokio::select! {
+        signal = signals.next() => {
+            if drains {
+                stop.cancel();
+                tokio::select! {
+                    _ = signals.next() => {}
+                    _ = &mut work => {}
+                }
+            }
+            End::Signal(signal)
+        }
+        reason = output::broken() => match reason {
+            ErrorKind::BrokenPipe => End::Signal(SIGPIPE),
+            reason => End::With(fail(&format!("standard output: {reason}"))),
+        },
+        code = &mut work => End::With(code),
+    };
+    signals.let_go();
+    end
 }
 
 /// The arguments, with the values of the environment and an `.env` file in the place of defaults, and what was left out of
@@ -162,9 +181,10 @@ fn read_arguments() -> Result<(Cli, Vec<String>), String> {
     Ok((cli, sources.notes()))
 }
 
-async fn dispatch(command: Command, code: String) -> ExitCode {
+/// `stop`: what runs is to be brought to its end, and nothing new begun with.
+async fn dispatch(command: Command, code: String, stop: CancellationToken) -> ExitCode {
     let code = match command {
-        Command::Serve { engine, http } => report(serve(&engine, &http).await),
+        Command::Serve { engine, http } => report(serve(&engine, &http, stop).await),
         Command::Stdio { engine, messages } => report(stdio(&engine, messages.max_body_bytes).await),
         Command::Run { engine, arguments } => run::run(&engine, &arguments, code).await,
         Command::Doctor { attack: true, json, url: Some(url), header, .. } => match deployment::Deployment::new(url, &header) {
@@ -178,33 +198,32 @@ async fn dispatch(command: Command, code: String) -> ExitCode {
     code
 }
 
-async fn serve(settings: &EngineSettings, http: &HttpSettings) -> Result<(), String> {
+async fn serve(settings: &EngineSettings, http: &HttpSettings, stop: CancellationToken) -> Result<(), String> {
     let options = http.options()?;
     let listener = tokio::net::TcpListener::bind((http.host.as_str(), http.port))
         .await
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let interpreter = settings.start(false, Vec::new()).await?;
+    let service = settings.start(false, DoorRules::default()).await?;
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
-    let never = std::future::pending();
     tokio::select! {
-        () = server::serve(listener, &interpreter, &options, never) => Ok(()),
-        Err(refused) = watch_start(settings, &interpreter) => Err(refused),
+        () = server::serve(listener, &service, &options, stop.cancelled_owned()) => Ok(()),
+        Err(refused) = watch_start(settings, &service) => Err(refused),
     }
 }
 
 /// Says once the interpreter is up which layers are missing. Ends only when the server must not run.
-async fn watch_start(settings: &EngineSettings, interpreter: &Interpreter) -> Result<Infallible, String> {
-    settings.refuse_root(interpreter).await?;
-    settings::warn_of_refused(interpreter);
+async fn watch_start(settings: &EngineSettings, service: &Service) -> Result<Infallible, String> {
+    settings.refuse_root(service).await?;
+    settings::warn_of_refused(service);
     std::future::pending().await
 }
 
 async fn stdio(settings: &EngineSettings, max_line_bytes: usize) -> Result<(), String> {
-    let interpreter = settings.start(false, Vec::new()).await?;
+    let service = settings.start(false, DoorRules::default()).await?;
     tokio::select! {
-        result = server::serve_stdio(interpreter.clone(), max_line_bytes) => result,
-        Err(refused) = watch_start(settings, &interpreter) => Err(refused),
+        result = server::serve_stdio(service.clone(), max_line_bytes) => result,
+        Err(refused) = watch_start(settings, &service) => Err(refused),
     }
 }
 

@@ -6,12 +6,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::task::{Context, Poll};
 
 use clap::Args;
 use interpreter::Preload;
-use protocol::{Arguments, OutputEvent, OutputFile, Stream};
+use protocol::{Arguments, Event, EventSink, OutputFile, Stream};
 use serde_json::value::{RawValue, to_raw_value};
 
+use server::{Call, Door, DoorRules};
 use settings::EngineSettings;
 
 use crate::output;
@@ -67,7 +69,7 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     if arguments.files.is_some() {
         config.limits.files_bytes = usize::try_from(config.limits.disk_bytes).unwrap_or(usize::MAX);
     }
-    let interpreter = settings.start_with(config, true, Vec::new()).await?;
+    let service = settings.start_with(config, true, DoorRules::default()).await?;
     let mut call = vec![("code", to_raw_value(&code))];
     if let Some(seconds) = arguments.timeout {
         call.push(("timeout", to_raw_value(&seconds)));
@@ -79,20 +81,13 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     call.push(("requirements", to_raw_value(&arguments.requirements)));
     let call = call.into_iter().map(|(name, value)| Ok((name.to_owned(), value.map_err(|error| format!("{name}: {error}"))?)));
     let call = Arguments::new(call.collect::<Result<Vec<_>, String>>()?).map_err(|error| error.to_string())?;
-    let request = interpreter.check(call).map_err(|error| error.to_string())?;
+    let request = service.check(call).map_err(|error| error.to_string())?;
     let longest = request.limits.timeout.as_secs_f64();
     // A model is given what can be had; a person can say what is meant instead.
     if let Some(asked) = arguments.timeout.filter(|asked| *asked > longest) {
         return Err(format!("timeout: must be more than 0 and at most {longest} seconds, not {asked}; MAX_TIMEOUT allows more"));
     }
-    let live = !arguments.json;
-    let mut show = |event: OutputEvent<'_>| match event.stream {
-        Stream::Stdout if live => output::out(event.bytes),
-        Stream::Notice => output::error([b"note: ", event.bytes].concat()),
-        Stream::Stderr if live => output::error(event.bytes),
-        _ => {}
-    };
-    let outcome = interpreter.execute(request, &mut show).await;
+    let outcome = service.execute(&Call::new(Door::CommandLine), request, &mut Live { output: !arguments.json }).await;
     let mut saved = Vec::new();
     // What can't be saved is told after the result, which it must not cost.
     let all_saved =
@@ -114,6 +109,29 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
     }
     all_saved?;
     Ok(ExitCode::from(u8::try_from(result.exit_code & 0xFF).unwrap_or(1)))
+}
+
+/// Shows what is heard of the code while it runs.
+struct Live {
+    /// Also what it prints.
+    output: bool,
+}
+
+impl EventSink for Live {
+    /// What waits to be written is bounded by what the engine lets a run print.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn push(&mut self, event: Event) {
+        match event {
+            Event::Output { stream: Stream::Stdout, bytes } if self.output => output::out(bytes),
+            Event::Output { stream: Stream::Stderr, bytes } if self.output => output::error(bytes),
+            Event::Notice(text) | Event::Package(text) => output::error(format!("note: {text}\n")),
+            // They are shown with the result.
+            Event::Output { .. } | Event::Display(_) | Event::Ended(_) => {}
+        }
+    }
 }
 
 /// The code, from wherever the arguments have it.

@@ -1,11 +1,11 @@
-//! The contract's answer to a run.
+//! The end of a run in the contract's words.
 //!
 //! Rule: how a run ended is what the supervisor saw; what the kernel said of itself only fills in the words.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use protocol::{CellRequest, Dropped, ErrorCode, ExecutionError, ExecutionResult, Limits, Outcome, Usage};
+use protocol::{CellRequest, Ended, ErrorCode, ExecutionError, Limits, Usage};
 
 use crate::kernel::{Ending, Finished, MAX_FILES, MAX_IMAGES, Report};
 
@@ -16,8 +16,8 @@ const MAX_WARNINGS: usize = 100;
 const HARNESS_FAULT: i32 = 70;
 
 /// The answer to a call that a fault of ours keeps from running.
-pub(crate) fn fault(what: &str) -> Outcome {
-    Outcome::refused(ErrorCode::Internal, fault_error(what).message)
+pub(crate) fn fault(what: &str) -> Ended {
+    Ended::refused(ErrorCode::Internal, fault_error(what).message)
 }
 
 /// A fault of ours, told by a number under which the log has it.
@@ -28,21 +28,11 @@ fn fault_error(what: &str) -> ExecutionError {
 }
 
 /// Puts what the supervisor saw and what the kernel said into the contract's words.
-pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
-    let Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed, cpu, peak_memory_bytes } =
-        finished;
+pub(crate) fn ended(finished: Finished, request: &CellRequest) -> Ended {
+    let Finished { ending, begun, report, early, images_dropped, files, elapsed, cpu, peak_memory_bytes } = finished;
     let limits = &request.limits;
-    let (stdout, stdout_bytes) = stdout.finish();
-    let (mut stderr, stderr_bytes) = stderr.finish();
-    let truncated = stdout_bytes + stderr_bytes > 0;
     let ran_to_its_end = report.is_some();
     let mut warnings = Vec::new();
-    if truncated {
-        let cap = limits.output_cap_bytes;
-        warnings.push(format!(
-            "output was cut to {cap} bytes a stream: {stdout_bytes} bytes of stdout and {stderr_bytes} of stderr are missing"
-        ));
-    }
     if images_dropped > 0 {
         warnings.push(format!(
             "{images_dropped} images were left out: they were no PNG or JPEG, or more than the {MAX_IMAGES} or the {} bytes \
@@ -75,7 +65,7 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         },
         // A word of the kernel's own: code that runs can't take it back.
         Ending::Died(Some(HARNESS_FAULT)) if !begun => {
-            tracing::error!(stderr = std::mem::take(&mut stderr), "a kernel could not begin with the code");
+            tracing::error!(stderr = %String::from_utf8_lossy(&early), "a kernel could not begin with the code");
             (Some(fault_error("the interpreter failed before it came to the code")), 1)
         }
         Ending::Died(None) => (Some(fault_error("the process of the code was lost")), 1),
@@ -86,7 +76,6 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
         Ending::Died(Some(status)) => {
             let signal = status.abs();
             let name = signal_name(signal);
-            stderr = without_harness_frames(&stderr);
             (Some(plain_error(ErrorCode::Crashed, &name, format!("the process was ended by {name}"))), 128 + signal)
         }
         Ending::Killed(code) => {
@@ -108,24 +97,19 @@ pub(crate) fn outcome(finished: Finished, request: &CellRequest) -> Outcome {
             137,
         ),
     };
-    let result = ExecutionResult {
-        success: error.is_none(),
-        result: value,
-        stdout,
-        stderr,
-        warnings,
+    Ended {
+        value,
         error,
         exit_code,
+        warnings,
         execution_time_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
-        truncated,
-        dropped: truncated.then_some(Dropped { stdout_bytes, stderr_bytes }),
         packages: None,
+        files: files.files,
         usage: cpu.zip(peak_memory_bytes).map(|(cpu, peak)| Usage {
             cpu_seconds: (cpu.as_secs_f64() * 1e6).round() / 1e6,
             peak_memory_mb: (f64::from(u32::try_from(peak >> 10).unwrap_or(u32::MAX)) / 10.24).round() / 100.0,
         }),
-    };
-    Outcome { result, images, files: files.files }
+    }
 }
 
 /// A report as an honest harness sends it: a forged one costs no more.
@@ -170,13 +154,6 @@ pub(crate) fn signal_name(signal: i32) -> String {
     name.to_owned()
 }
 
-/// Python's crash report shows every frame down to the harness; the user's are kept.
-fn without_harness_frames(stderr: &str) -> String {
-    stderr
-        .split_inclusive('\n')
-        .filter(|line| !line.contains("File \"<harness ") && !line.contains("File \"<string>\", line"))
-        .collect()
-}
 /// Which limit ended the run, in words.
 fn limit_message(code: ErrorCode, limits: &Limits, elapsed: Duration) -> String {
     match code {

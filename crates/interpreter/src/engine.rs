@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
-use protocol::{CellRequest, ErrorCode, Limits, Outcome, OutputEvent};
+use protocol::{CellRequest, Ended, ErrorCode, EventSink, Limits};
 use sandbox::{Allowed, Cgroup, Landlock, Pidfd, Protection, Reaper};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -191,9 +191,9 @@ impl Engine {
         Ok(Self { inner, stop: Some(stop), keeper: Mutex::new(keeper) })
     }
 
-    /// Runs one cell in a kernel of its own. `on_output` hears output while the cell runs. Dropping the future kills
-    /// the run.
-    pub async fn run(&self, request: &CellRequest, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Outcome {
+    /// Runs one cell in a kernel of its own. `events` hears what the cell prints and shows; how it ended comes back. Dropping
+    /// the future kills the run.
+    pub async fn run(&self, request: &CellRequest, events: &mut dyn EventSink) -> Ended {
         let inner = &self.inner;
         // What takes the stack's place goes into an interpreter that has imported nothing of it.
         let separate = request.packages.as_ref().is_some_and(|packages| packages.separate);
@@ -201,7 +201,7 @@ impl Engine {
         let latest = request
             .deadline
             .map_or(KERNEL_PATIENCE, |deadline| KERNEL_PATIENCE.min(deadline.saturating_duration_since(Instant::now())));
-        let admitted = tokio::time::timeout(latest, Inner::admit(inner, stage)).await;
+        let admitted = tokio::time::timeout(latest, Inner::admit(inner, stage, events)).await;
         let Admitted { _permit, mut kernel, stage } = match admitted.unwrap_or(Err(Refused::NotInTime)) {
             Ok(admitted) => admitted,
             Err(refused) => return inner.refused(refused),
@@ -210,11 +210,11 @@ impl Engine {
         let kills_before = inner.out_of_memory_kills.load(Ordering::Relaxed);
         let authorized_imports = &inner.config.authorized_imports;
         let cell = Cell { request, authorized_imports, cores: inner.cores, is_kept: false };
-        let mut finished = kernel.run(cell, on_output).await;
+        let mut finished = kernel.run(cell, events).await;
         if matches!(finished.ending, Ending::Died(Some(status)) if status == -SIGKILL) && inner.memory_ran_out(kills_before) {
             finished.ending = Ending::Killed(ErrorCode::MemoryLimit);
         }
-        answer::outcome(finished, request)
+        answer::ended(finished, request)
     }
 
     /// How the engine stands.

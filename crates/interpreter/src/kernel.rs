@@ -4,13 +4,13 @@
 //! also when the runtime that was to do so shuts down. It serves one cell after the other; a call that keeps nothing uses it
 //! once. How a cell runs in it is in `cell_run`.
 
-mod capture;
 mod cell_run;
 mod channel;
-mod collected;
+mod crash_frames;
 mod files;
 mod frames;
 mod home;
+mod intake;
 mod job;
 mod watch;
 
@@ -24,9 +24,9 @@ use tokio::sync::oneshot;
 pub(crate) use self::cell_run::{Cell, Ending, Finished};
 use self::channel::Channel;
 pub(crate) use self::channel::SHARED_SIZE;
-pub(crate) use self::collected::MAX_IMAGES;
 pub(crate) use self::frames::Report;
 pub(crate) use self::home::{Home, MAX_FILES, mend_state_directory};
+pub(crate) use self::intake::MAX_IMAGES;
 
 /// A kernel that has warmed itself and waits for a cell.
 pub(crate) struct Kernel {

@@ -16,7 +16,7 @@ use http::{Request, Uri};
 use http_body_util::BodyExt;
 use lambda_http::RequestExt;
 use lambda_http::request::RequestContext;
-use server::{Interpreter, Invocation};
+use server::{Call, Door as CallDoor, Principal, Service};
 use tower::ServiceExt;
 use tracing::Instrument;
 
@@ -30,7 +30,7 @@ const LONGEST: Duration = Duration::from_secs(900);
 /// The service behind the function's door.
 pub(crate) struct Door {
     router: Router,
-    interpreter: Arc<Interpreter>,
+    service: Arc<Service>,
     lock: Option<Arc<Lock>>,
     workspace: Option<Arc<Workspace>>,
     /// Where the Runtime API is, when a library has the connection to it.
@@ -40,12 +40,12 @@ pub(crate) struct Door {
 impl Door {
     pub(crate) fn new(
         router: Router,
-        interpreter: Arc<Interpreter>,
+        service: Arc<Service>,
         lock: Option<Arc<Lock>>,
         workspace: Option<Workspace>,
         library_to: Option<SocketAddr>,
     ) -> Self {
-        Self { router, interpreter, lock, workspace: workspace.map(Arc::new), library_to }
+        Self { router, service, lock, workspace: workspace.map(Arc::new), library_to }
     }
 
     /// Answers with a response that is open before user code runs.
@@ -76,16 +76,25 @@ impl Door {
             // The connection that brought this request takes the response.
             sandbox::send_at_once(api);
         }
-        let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone(), self.interpreter.clone()));
-        let deadline = Instant::now() + request.lambda_context_ref().map_or(LONGEST, |context| time_left(context.deadline));
+        let guard = Arc::new(InvocationGuard::new(self.lock.clone(), self.workspace.clone(), self.service.clone()));
+        let call = call(&request).guarded(guard.clone());
         let path = path_without_stage(&request);
         let (mut parts, body) = request.into_parts();
         if let Some(uri) = path {
             parts.uri = uri;
         }
-        parts.extensions.insert(Invocation { deadline, guard: guard.clone() });
+        parts.extensions.insert(call);
         (Request::from_parts(parts, Body::from(body.to_vec())), guard)
     }
+}
+
+/// The call that a request is.
+fn call(request: &lambda_http::Request) -> Call {
+    let caller = request.request_context_ref().and_then(caller);
+    let call = Call::new(CallDoor::Lambda).by(caller.map_or(Principal::Anonymous, Principal::Named));
+    let Some(context) = request.lambda_context_ref() else { return call.until(Instant::now() + LONGEST) };
+    let deadline = Instant::now() + time_left(context.deadline);
+    call.with_id(&context.request_id).of_tenant(context.tenant_id.clone()).until(deadline)
 }
 
 /// For the log lines of one request.

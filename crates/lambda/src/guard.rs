@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use server::{Boxed, Guard, Interpreter};
+use futures_util::future::BoxFuture;
+use server::{Guard, Service};
 use tokio::sync::watch;
 
 use crate::lock::Lock;
@@ -12,7 +13,7 @@ use crate::workspace::Workspace;
 pub(crate) struct InvocationGuard {
     lock: Option<Arc<Lock>>,
     workspace: Option<Arc<Workspace>>,
-    interpreter: Arc<Interpreter>,
+    service: Arc<Service>,
     /// User code is about to run.
     wanted: watch::Sender<bool>,
     /// The runtime has begun to send the response.
@@ -20,8 +21,8 @@ pub(crate) struct InvocationGuard {
 }
 
 impl InvocationGuard {
-    pub(crate) fn new(lock: Option<Arc<Lock>>, workspace: Option<Arc<Workspace>>, interpreter: Arc<Interpreter>) -> Self {
-        Self { lock, workspace, interpreter, wanted: watch::Sender::new(false), opened: watch::Sender::new(false) }
+    pub(crate) fn new(lock: Option<Arc<Lock>>, workspace: Option<Arc<Workspace>>, service: Arc<Service>) -> Self {
+        Self { lock, workspace, service, wanted: watch::Sender::new(false), opened: watch::Sender::new(false) }
     }
 
     /// The response is being sent from here on.
@@ -31,13 +32,13 @@ impl InvocationGuard {
 }
 
 impl Guard for InvocationGuard {
-    fn wanted(&self) -> Boxed<'_, ()> {
+    fn wanted(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
         })
     }
 
-    fn before_code(&self) -> Boxed<'_, Result<Option<String>, String>> {
+    fn before_code(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
         Box::pin(async {
             if let Some(workspace) = &self.workspace
                 && workspace.code_may_have_run()
@@ -49,12 +50,12 @@ impl Guard for InvocationGuard {
             self.wanted.send_replace(true);
             let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
             let confirmed = lock.confirm().await;
-            self.interpreter.set_door_layers(vec![lock.layer()]);
+            self.service.set_door_layers(vec![lock.layer()]);
             confirmed
         })
     }
 
-    fn after_code(&self) -> Boxed<'_, ()> {
+    fn after_code(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             if let Some(workspace) = &self.workspace {
                 self.clean(workspace).await;
@@ -65,7 +66,7 @@ impl Guard for InvocationGuard {
 
 impl InvocationGuard {
     async fn clean(&self, workspace: &Arc<Workspace>) {
-        let purged = self.interpreter.engine().purge().await;
+        let purged = self.service.purge().await;
         let wiping = workspace.clone();
         let wiped = tokio::task::spawn_blocking(move || wiping.wipe()).await.unwrap_or_else(|error| Err(error.into()));
         if let Err(error) = purged.and(wiped) {

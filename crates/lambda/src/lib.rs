@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lambda_http::{Error, service_fn};
-use server::Interpreter;
+use server::{DoorRules, Service};
 use settings::{EngineSettings, HttpSettings, LambdaSettings, LogFormat, LogSettings, Names, ResponseLock, Signals};
 
 use crate::api::Api;
@@ -86,16 +86,16 @@ async fn serve(settings: Result<(Settings, Vec<String>), String>, unreadable: bo
     let switch = if streaming { "RESPONSE_LOCK" } else { "RESPONSE_STREAMING" };
     let layer = lock.as_ref().map_or_else(|| lock::off(&format!("{switch} is off")), |lock| lock.layer());
     // The Python stack is imported meanwhile: a client's first message does not wait for it.
-    let interpreter = settings.engine.start(false, vec![layer]).await?;
+    let service = settings.engine.start(false, DoorRules { layers: vec![layer], guarded: true }).await?;
     let stopped = stop_signal().await?;
     let locked = lock.is_some();
     if !locked {
         tracing::warn!("{switch} is off: user code can read its own event and forge its answer");
     }
-    let workspace = Workspace::of_function([interpreter.engine().state_dir(), interpreter.packages().directory()]);
+    let workspace = Workspace::of_function([service.state_dir(), service.packages().directory()]);
     let emptied = workspace.as_ref().map(Workspace::leftovers);
-    tokio::spawn(Probes { unreadable, lock: asked, emptied }.tell(interpreter.clone()));
-    let door = door(&settings, &interpreter, lock, workspace, &api)?;
+    tokio::spawn(Probes { unreadable, lock: asked, emptied }.tell(service.clone()));
+    let door = door(&settings, &service, lock, workspace, &api)?;
     tokio::select! {
         result = async {
             if locked {
@@ -107,14 +107,14 @@ async fn serve(settings: Result<(Settings, Vec<String>), String>, unreadable: bo
                 lambda_http::run(service_fn(move |request| answer(door.clone(), request, Door::buffer))).await
             }
         } => result,
-        Err(refused) = settings.engine.refuse_root(&interpreter) => Err(refused.into()),
+        Err(refused) = settings.engine.refuse_root(&service) => Err(refused.into()),
         () = stopped => Ok(()),
     }
 }
 
 fn door(
     settings: &Settings,
-    interpreter: &Arc<Interpreter>,
+    service: &Arc<Service>,
     lock: Option<Arc<Lock>>,
     workspace: Option<Workspace>,
     api: &Api,
@@ -123,7 +123,7 @@ fn door(
     // API Gateway answers to its own names only.
     options.names = options.names.of_any_host();
     let library_to = if lock.is_some() { None } else { api.socket_address() };
-    Ok(Arc::new(Door::new(server::router(interpreter, &options), interpreter.clone(), lock, workspace, library_to)))
+    Ok(Arc::new(Door::new(server::router(service, &options), service.clone(), lock, workspace, library_to)))
 }
 
 async fn answer<F, R>(door: Arc<Door>, request: lambda_http::Request, how: F) -> Result<R, Infallible>
@@ -137,13 +137,45 @@ where
 /// for nothing else.
 async fn stop_signal() -> Result<impl Future<Output = ()>, Error> {
     let extension = lambda_extension::Extension::new().with_events(&[]).with_extension_name("stop-signal").register().await?;
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     Ok(async move {
         let running = async {
             // Its end is no reason to stop.
             let _ = extension.run().await;
             std::future::pending::<()>().await;
         };
-        tokio::select! { _ = signals.first() => {}, () = running => {} }
+        tokio::select! { _ = signals.next() => {}, () = running => {} }
+        signals.let_go();
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// Review S1: a route beside MCP would have run code without the response lock and without the wipe.
+    #[tokio::test]
+    async fn code_of_a_call_that_came_past_the_guard_is_not_run() {
+        let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build/tree");
+        let settings = Settings::try_parse_from(["bootstrap", "--python-tree", tree, "--preload", "core"]).expect("settings");
+        let rules = DoorRules { layers: Vec::new(), guarded: true };
+        let service = settings.engine.start(true, rules).await.expect("it starts");
+        let router = server::router(&service, &settings.http.options().expect("options"));
+        for (tool, arguments) in
+            [("execute_python", r#"{"code": "print(2+3)"}"#), ("install_packages", r#"{"packages": ["six"]}"#)]
+        {
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}"#
+            );
+            let request = http::Request::post("/mcp").header("host", "localhost").header("content-type", "application/json");
+            let response = router.clone().oneshot(request.body(Body::from(body)).expect("a request")).await.expect("an answer");
+            let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+            let text = String::from_utf8_lossy(&bytes);
+            assert!(text.contains("nothing guards it, and was not run"), "{tool}: {text}");
+        }
+    }
 }

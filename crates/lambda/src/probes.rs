@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interpreter::EngineStatus;
-use server::{Interpreter, Layer, LayerState};
+use server::{Layer, LayerState, Service};
 use settings::ResponseLock;
 
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -27,9 +27,9 @@ pub(crate) struct Probes {
 
 impl Probes {
     /// Writes the line as soon as the layers have been tried; until then the door is open already.
-    pub(crate) async fn tell(self, interpreter: Arc<Interpreter>) {
+    pub(crate) async fn tell(self, service: Arc<Service>) {
         let status = loop {
-            let status = interpreter.engine().status();
+            let status = service.status();
             if status.held.is_some() {
                 break status;
             }
@@ -42,13 +42,13 @@ impl Probes {
             kernel = release(),
             uid = sandbox::user_id(),
             unreadable = self.unreadable,
-            interpreter = interpreter_file(&interpreter.engine().tree().python()),
+            interpreter = interpreter_file(&service.python()),
             orphans_go_to = status.heir,
             process_handles = if is_refused("pidfd_open") { "numbers" } else { "descriptors" },
             signals = if is_refused("pidfd_send_signal") { "by number" } else { "by descriptor" },
             nameless_files = if is_refused("memfd_create") { "unlinked" } else { "in memory" },
             refused_calls = refused.iter().map(|(name, errno)| format!("{name}:{errno}")).collect::<Vec<_>>().join(" "),
-            layers = layers(&interpreter.layers(), &status),
+            layers = layers(&service.layers(), &status),
             response_lock = format!("{:?}", self.lock).to_lowercase(),
             shared_memory = shared_memory(),
             temporary_mb = sandbox::disk_size(&std::env::temp_dir()).map(|bytes| bytes >> 20),

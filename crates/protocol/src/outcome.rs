@@ -1,6 +1,9 @@
 //! What a run gives back. The field names of [`ExecutionResult`] are the deployed contract: they don't change.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::Ended;
 
 /// The stable code of a failure: a client may match on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +160,7 @@ pub struct Image {
     /// `image/png`, `image/jpeg` or `image/svg+xml`.
     pub mime_type: &'static str,
     /// The file's bytes, as the run gave them: never decoded on our side.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 /// A file that the run left for its caller.
@@ -226,57 +229,35 @@ impl Outcome {
 
     /// An outcome for a run that never started.
     pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self::refused_as(code, code.as_str(), message)
+        Ended::refused(code, message).into()
     }
 
     /// The same, with a reason of its own.
     pub fn refused_as(code: ErrorCode, kind: &str, message: impl Into<String>) -> Self {
-        Self {
-            result: ExecutionResult {
-                success: false,
-                result: None,
-                stdout: String::new(),
-                stderr: String::new(),
-                warnings: Vec::new(),
-                error: Some(ExecutionError {
-                    code,
-                    kind: kind.to_owned(),
-                    message: message.into(),
-                    traceback: None,
-                    line: None,
-                    column: None,
-                }),
-                exit_code: 1,
-                execution_time_ms: 0.0,
-                truncated: false,
-                dropped: None,
-                packages: None,
-                usage: None,
-            },
-            images: Vec::new(),
-            files: Vec::new(),
-        }
+        Ended::refused_as(code, kind, message).into()
     }
 }
 
-/// Which stream a piece of output belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-    /// What the interpreter does for the run: lines of ours, which are in neither.
-    Notice,
-}
-
-/// A piece of output while the cell still runs. Bytes may end inside a character.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputEvent<'a> {
-    /// Where it was written.
-    pub stream: Stream,
-    /// What was written.
-    pub bytes: &'a [u8],
+impl From<Ended> for Outcome {
+    /// Of a run of which nothing else has been heard.
+    fn from(ended: Ended) -> Self {
+        let Ended { value, error, exit_code, warnings, execution_time_ms, packages, usage, files } = ended;
+        let result = ExecutionResult {
+            success: error.is_none(),
+            result: value,
+            stdout: String::new(),
+            stderr: String::new(),
+            warnings,
+            error,
+            exit_code,
+            execution_time_ms,
+            truncated: false,
+            dropped: None,
+            packages,
+            usage,
+        };
+        Self { result, images: Vec::new(), files }
+    }
 }
 
 #[cfg(test)]
@@ -291,7 +272,7 @@ mod tests {
         let json = |outcome: &Outcome| serde_json::to_value(outcome.answer()).expect("JSON");
         let bare = json(&outcome);
         assert_eq!((&bare["error"]["code"], &bare["images"], bare.get("files")), (&json!("busy"), &json!(0), None));
-        outcome.images.push(Image { mime_type: "image/png", bytes: vec![1] });
+        outcome.images.push(Image { mime_type: "image/png", bytes: vec![1].into() });
         outcome.files.push(OutputFile { name: "a/b.csv".to_owned(), mime_type: "text/csv".to_owned(), bytes: vec![1], size: 1 });
         let full = json(&outcome);
         assert_eq!(full["images"], 1);

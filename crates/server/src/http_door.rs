@@ -3,6 +3,17 @@
 //! Rule: whatever is refused is refused with a JSON-RPC error body, which a page of a served origin may read; Host and Origin
 //! are checked before a body is read, and rmcp is given no body that was not bounded and taken apart before.
 
+mod accept;
+mod answer;
+mod batch;
+mod body;
+mod calls;
+mod cors;
+mod listener;
+mod names;
+mod stream;
+mod visit;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +21,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use bytes::Bytes;
@@ -26,20 +37,17 @@ use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use crate::accept::Takes;
-use crate::answer::{self, InEvents, JSON, KEEP_ALIVE, Work};
-use crate::batch;
-use crate::body::Bodies;
-use crate::calls::{Calls, InFlight, SESSION_ID, Session, TakenBack};
-use crate::cors;
-use crate::invocation::Invocation;
-use crate::listener;
+use self::accept::Takes;
+use self::answer::{JSON, KEEP_ALIVE, Work};
+use self::body::Bodies;
+use self::calls::{Calls, InFlight, SESSION_ID, Session, TakenBack};
+pub use self::names::ServedNames;
+use self::visit::Visit;
+use crate::batch::is_one;
 use crate::mcp::McpServer;
-use crate::message::{self, Lifted, Meaning, Message};
-use crate::names::ServedNames;
+use crate::message::{self, InEvents, Lifted, Meaning, Message};
 use crate::refusal::{self, Refusal};
-use crate::tools::Interpreter;
-use crate::visit::Visit;
+use crate::service::{Call, Door as CallDoor, Service};
 
 /// Where MCP is served.
 const MCP_PATHS: [&str; 4] = ["/lambda/mcp/", "/lambda/mcp", "/mcp/", "/mcp"];
@@ -58,6 +66,8 @@ pub struct HttpOptions {
     pub max_connections: usize,
     /// How long a connection may wait for a request.
     pub idle_timeout: Duration,
+    /// How long what runs may go on when the server is to stop.
+    pub drain: Duration,
 }
 
 type Mcp = StreamableHttpService<McpServer, NeverSessionManager>;
@@ -71,8 +81,9 @@ struct Door {
 }
 
 /// The whole HTTP service.
-pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
-    let service = |json_response: bool| {
+pub fn router(service: &Arc<Service>, options: &HttpOptions) -> Router {
+    let handler = McpServer::new(service.clone());
+    let mcp_service = |json_response: bool| {
         let config = StreamableHttpServerConfig::default()
             .with_legacy_session_mode(false)
             .with_json_response(json_response)
@@ -82,15 +93,15 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
             .with_max_request_body_bytes(usize::MAX)
             .disable_allowed_hosts()
             .disable_allowed_origins();
-        let handler = McpServer(interpreter.clone());
+        let handler = handler.clone();
         StreamableHttpService::new(move || Ok(handler.clone()), Arc::new(NeverSessionManager::default()), config)
     };
     let bodies = Bodies::new(options.max_body_bytes);
-    let door = Arc::new(Door { streaming: service(false), plain: service(true), bodies, calls: Arc::default() });
+    let door = Arc::new(Door { streaming: mcp_service(false), plain: mcp_service(true), bodies, calls: Arc::default() });
     let mut router = Router::new()
-        .route("/health", get(health).with_state(interpreter.clone()))
+        .route("/health", get(health).with_state(service.clone()))
         .route("/health/live", get(live))
-        .route("/health/ready", get(ready).with_state(interpreter.clone()));
+        .route("/health/ready", get(ready).with_state(service.clone()));
     for path in MCP_PATHS {
         router = router.route(path, any(mcp).with_state(door.clone()));
     }
@@ -100,9 +111,16 @@ pub fn router(interpreter: &Arc<Interpreter>, options: &HttpOptions) -> Router {
     });
     let names = Arc::new(options.names.clone());
     router
+        .layer(from_fn(bring_call))
         .layer(from_fn_with_state(names.clone(), check_names))
         .layer(cors::layer(&names))
         .layer(from_fn_with_state(names, check_preflight))
+}
+
+/// Every request comes with the call that it is: the one that it has from who stands before this door, with what guards it.
+async fn bring_call(mut request: Request, next: Next) -> Response {
+    request.extensions_mut().get_or_insert_with(|| Call::new(CallDoor::Http));
+    next.run(request).await
 }
 
 async fn check_names(State(names): State<Arc<ServedNames>>, request: Request, next: Next) -> Response {
@@ -160,15 +178,15 @@ impl Door {
         parts.headers.insert(ACCEPT, BOTH);
         let told = InEvents::new(takes == Takes::Events);
         parts.extensions.insert(told.clone());
-        let guard = parts.extensions.get::<Invocation>().map(|invocation| invocation.guard.clone());
+        let call = parts.extensions.get::<Call>().cloned();
         let opened = async {
-            match &guard {
-                Some(guard) => guard.wanted().await,
+            match &call {
+                Some(call) => call.must_open().await,
                 None => std::future::pending().await,
             }
         };
         let room = held.room.map(Arc::new);
-        if batch::is_one(&held.bytes) && batch::is_spoken(&parts.headers) {
+        if is_one(&held.bytes) && batch::is_spoken(&parts.headers) {
             let as_events = takes == Takes::Events;
             let work = self.all(parts, held.bytes, room, as_events).await?;
             return Ok(answer::answer(work, as_events, &told, opened).await);
@@ -201,8 +219,10 @@ impl Door {
         }
         let call = id.clone().zip(session).map(|(id, session)| self.calls.begin(session, id));
         parts.extensions.insert(Lifted::new(arguments, room));
-        if let Some(call) = &call {
-            parts.extensions.insert(call.end());
+        if let Some(in_flight) = &call
+            && let Some(call) = parts.extensions.remove::<Call>()
+        {
+            parts.extensions.insert(call.ended_by(in_flight.end()));
         }
         let work = async move {
             let service = if streaming { &self.streaming } else { &self.plain };
@@ -266,10 +286,11 @@ async fn speak_json_rpc(response: Response, judged: bool, id: Option<RequestId>)
     refusal::explain(response, judged, id).await
 }
 
-async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {
-    let status = interpreter.engine().status();
+async fn health(State(service): State<Arc<Service>>) -> impl IntoResponse {
+    let status = service.status();
     let is_any = |state: &str| status.stages.iter().any(|stage| stage.state == state);
     let word = match () {
+        () if service.is_draining() => "draining",
         () if is_any("dead") || is_any("starting") => "starting",
         () if is_any("failed") => "degraded",
         () => "ok",
@@ -277,7 +298,7 @@ async fn health(State(interpreter): State<Arc<Interpreter>>) -> impl IntoRespons
     let body = json!({
         "status": word,
         "version": env!("CARGO_PKG_VERSION"),
-        "sandbox": interpreter.layers(),
+        "sandbox": service.layers(),
         "engine": status,
     });
     axum::Json(body)
@@ -289,19 +310,28 @@ async fn live() -> impl IntoResponse {
 }
 
 /// Whether code that needs no library would run now.
-async fn ready(State(interpreter): State<Arc<Interpreter>>) -> impl IntoResponse {
-    let state = interpreter.engine().status().stages.first().map_or("dead", |stage| stage.state);
+async fn ready(State(service): State<Arc<Service>>) -> impl IntoResponse {
+    let draining = service.is_draining().then_some("draining");
+    let state = draining.unwrap_or_else(|| service.status().stages.first().map_or("dead", |stage| stage.state));
     let code = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, axum::Json(json!({"status": state})))
 }
 
-/// Serves HTTP until `stop` completes. Runs in flight are then dropped with their connections, and so killed.
-pub async fn serve(
-    listener: TcpListener,
-    interpreter: &Arc<Interpreter>,
-    options: &HttpOptions,
-    stop: impl Future<Output = ()> + Send + 'static,
-) {
-    let router = router(interpreter, options);
-    listener::serve(listener, router, options.max_connections, options.idle_timeout, stop).await;
+/// Serves HTTP until `stop` completes, and then goes on for as long as calls run and their answers go out, up to
+/// [`HttpOptions::drain`]; new ones are refused meanwhile. What still runs then is dropped with its connection, and so killed.
+pub async fn serve(listener: TcpListener, service: &Arc<Service>, options: &HttpOptions, stop: impl Future<Output = ()> + Send) {
+    let router = router(service, options);
+    let drained = async {
+        stop.await;
+        tracing::info!(
+            calls = service.in_flight(),
+            "the server stops; what runs may end within {:?} (DRAIN_SECONDS)",
+            options.drain
+        );
+        let drained = tokio::time::timeout(options.drain, service.drain()).await;
+        if drained.is_err() {
+            tracing::warn!(calls = service.in_flight(), "calls still run, and are ended");
+        }
+    };
+    listener::serve(listener, router, options.max_connections, options.idle_timeout, drained).await;
 }

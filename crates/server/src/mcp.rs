@@ -3,12 +3,16 @@
 //! Rule: what is not declared is not there. A wrong argument is a tool's result, which a model reads; an error of the protocol
 //! is for a client that does not speak it.
 
+mod catalogue;
 #[cfg(feature = "conformance")]
 mod fixtures;
+mod progress;
+mod reply;
+mod resources;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use protocol::{ArgumentError, Arguments, CellRequest, ErrorCode, Outcome, OutputEvent, Stream, shortened};
+use protocol::{ArgumentError, Arguments, ErrorCode, Outcome, shortened};
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestMethod, CompleteRequestParams,
     CompleteResult, ErrorData, Implementation, ListPromptsRequestMethod, ListPromptsResult, ListResourceTemplatesResult,
@@ -19,15 +23,10 @@ use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler};
 use serde_json::{Map, json};
 
-use crate::calls;
-use crate::catalogue::{ENVIRONMENT, EXECUTE, INSTALL, INSTALL_ALIAS, INSTRUCTIONS, PACKAGES};
-use crate::install;
-use crate::invocation::Invocation;
+use self::catalogue::{ENVIRONMENT, EXECUTE, INSTALL_ALIAS, INSTRUCTIONS, PACKAGES};
+use self::progress::{Listener, Progress};
 use crate::message::{self, Lifted};
-use crate::progress::Progress;
-use crate::reports::InstallReport;
-use crate::tools::Interpreter;
-use crate::{reply, resources};
+use crate::service::{Call, INSTALL, InstallReport, Service, requirements};
 
 /// How long a client may keep the tool list: it changes with a deployment only.
 const TOOLS_TTL_MS: u64 = 300_000;
@@ -35,9 +34,13 @@ const TOOLS_TTL_MS: u64 = 300_000;
 /// Where results of the newest protocol name the server.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
-/// The MCP face of an interpreter.
+/// The MCP face of a service.
 #[derive(Clone)]
-pub(crate) struct McpServer(pub(crate) Arc<Interpreter>);
+pub(crate) struct McpServer {
+    service: Arc<Service>,
+    /// The tools with this server's bounds, once they were asked for.
+    catalogue: Arc<OnceLock<Vec<Tool>>>,
+}
 
 impl ServerHandler for McpServer {
     fn get_info(&self) -> ServerConfig {
@@ -52,7 +55,7 @@ impl ServerHandler for McpServer {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         only_page(page)?;
-        let tools = self.0.catalogue().to_vec();
+        let tools = self.catalogue().to_vec();
         #[cfg(feature = "conformance")]
         let tools = [tools, fixtures::tools()].concat();
         let mut list = ListToolsResult::with_all_items(tools);
@@ -61,7 +64,7 @@ impl ServerHandler for McpServer {
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        self.0.catalogue().iter().find(|tool| tool.name == name).cloned()
+        self.catalogue().iter().find(|tool| tool.name == name).cloned()
     }
 
     async fn call_tool(
@@ -75,8 +78,8 @@ impl ServerHandler for McpServer {
             EXECUTE => self.execute(arguments, &context).await?,
             INSTALL | INSTALL_ALIAS => self.install(arguments, &context).await?,
             // These have no use for arguments, and no place for a word about any.
-            PACKAGES => reply::of_report(&self.0.list_packages(), true)?,
-            ENVIRONMENT => reply::of_report(&self.0.environment(), true)?,
+            PACKAGES => reply::of_report(&self.service.list_packages(), true)?,
+            ENVIRONMENT => reply::of_report(&self.service.environment(), true)?,
             #[cfg(feature = "conformance")]
             name if fixtures::has(name) => self.fixture(name, &context).await?,
             other => {
@@ -114,7 +117,7 @@ impl ServerHandler for McpServer {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let read = resources::read(&self.0, &request.uri);
+        let read = resources::read(&self.service, &request.uri);
         #[cfg(feature = "conformance")]
         let read = fixtures::resource(&request.uri).map_or(read, Ok);
         let mut result = read?;
@@ -138,88 +141,70 @@ impl ServerHandler for McpServer {
 }
 
 impl McpServer {
+    pub(crate) fn new(service: Arc<Service>) -> Self {
+        Self { service, catalogue: Arc::default() }
+    }
+
+    fn catalogue(&self) -> &[Tool] {
+        self.catalogue.get_or_init(|| catalogue::tools(self.service.defaults(), self.service.status().allowed))
+    }
+
     async fn execute(&self, arguments: Arguments, context: &RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
-        let interpreter = self.0.clone();
-        let request = match message::away(arguments.bytes(), move || interpreter.check(arguments)).await {
+        let call = call(context)?;
+        let service = self.service.clone();
+        let request = match message::away(arguments.bytes(), move || service.check(arguments)).await {
             Ok(request) => request,
             Err(error) => return self.answer(refused(&error), usize::MAX).await,
         };
-        let invocation = invocation(context);
         let progress = Progress::default();
-        let mut on_output = |event: OutputEvent<'_>| progress.push(event);
-        let mut silent = |_: OutputEvent<'_>| {};
-        let wants_progress = context.meta.get_progress_token().is_some();
-        let run = self.guarded(invocation, request, if wants_progress { &mut on_output } else { &mut silent });
-        // A run that is dropped is killed.
-        let outcome = heard(context, &progress, Box::pin(run)).await;
-        let outcome =
-            outcome.unwrap_or_else(|| Outcome::refused(ErrorCode::Cancelled, "the caller went away or took the call back"));
+        let mut listener = Listener(wants_progress(context).then_some(&progress));
+        let run = Box::pin(self.service.execute(&call, request, &mut listener));
+        let outcome = told(context, &progress, run).await;
         self.answer(outcome, reply::room(context, progress.has_sent())).await
     }
 
     async fn answer(&self, outcome: Outcome, room: usize) -> Result<CallToolResult, ErrorData> {
-        let structured = self.0.structured_content();
+        let structured = self.service.structured_content();
         let bytes = outcome.bytes();
         message::away(bytes, move || reply::of_outcome(outcome, structured, room)).await
     }
 
     async fn install(&self, arguments: Arguments, context: &RequestContext<RoleServer>) -> Result<CallToolResult, ErrorData> {
-        let (requirements, warnings) = match install::requirements(arguments) {
+        let call = call(context)?;
+        let (requirements, warnings) = match requirements(arguments) {
             Ok(asked) => asked,
             Err(error) => return reply::of_report(&InstallReport::refused(error.to_string()), false),
         };
-        let deadline = invocation(context).map(Invocation::latest_end);
         let progress = Progress::default();
-        let mut say = |text: &str| {
-            progress.push(OutputEvent { stream: Stream::Notice, bytes: format!("{text}\n").as_bytes() });
-        };
-        // An installer that is dropped is killed.
-        let report = heard(context, &progress, Box::pin(self.0.install(&requirements, deadline, &mut say))).await;
-        let mut report = report.ok_or_else(|| ErrorData::invalid_request("the caller went away or took the call back", None))?;
+        let mut listener = Listener(wants_progress(context).then_some(&progress));
+        let mut report = told(context, &progress, self.service.install(&call, &requirements, &mut listener)).await;
         report.warnings.splice(0..0, warnings);
         reply::of_report(&report, report.success)
     }
-
-    /// Runs the cell within what its door asks for.
-    async fn guarded(
-        &self,
-        invocation: Option<&Invocation>,
-        mut request: CellRequest,
-        on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send),
-    ) -> Outcome {
-        let Some(invocation) = invocation else { return self.0.execute(request, on_output).await };
-        let warning = match invocation.guard.before_code().await {
-            Ok(warning) => warning,
-            Err(reason) => {
-                tracing::error!(reason, "user code was not run");
-                return Outcome::refused(ErrorCode::Internal, reason);
-            }
-        };
-        request.deadline = Some(invocation.latest_end());
-        let mut outcome = self.0.execute(request, on_output).await;
-        outcome.result.warnings.extend(warning);
-        invocation.guard.after_code().await;
-        outcome
-    }
 }
 
-/// Does the work and passes on what it says, where the caller listens; none when the caller goes away meanwhile.
-async fn heard<T>(context: &RequestContext<RoleServer>, progress: &Progress, work: impl Future<Output = T>) -> Option<T> {
+fn wants_progress(context: &RequestContext<RoleServer>) -> bool {
+    context.meta.get_progress_token().is_some()
+}
+
+/// Does the work, and tells meanwhile what is heard of it where the caller listens.
+async fn told<T>(context: &RequestContext<RoleServer>, progress: &Progress, work: impl Future<Output = T>) -> T {
+    let Some(token) = context.meta.get_progress_token() else { return work.await };
     let work = async {
         let done = work.await;
         progress.end();
         done
     };
-    let both = async { tokio::join!(work, progress.forward(&context.peer, context.meta.get_progress_token())) };
-    tokio::select! {
-        (done, ()) = both => Some(done),
-        () = context.ct.cancelled() => None,
-        () = calls::taken_back(context) => None,
-    }
+    let (done, ()) = tokio::join!(work, progress.forward(&context.peer, token));
+    done
 }
 
-fn invocation(context: &RequestContext<RoleServer>) -> Option<&Invocation> {
-    context.extensions.get::<http::request::Parts>().and_then(|parts| parts.extensions.get::<Invocation>())
+/// The call that the request came with from its door.
+fn call(context: &RequestContext<RoleServer>) -> Result<Call, ErrorData> {
+    let by_http = context.extensions.get::<http::request::Parts>().and_then(|parts| parts.extensions.get::<Call>());
+    let call = by_http.or_else(|| context.extensions.get::<Call>());
+    let call = call.ok_or_else(|| ErrorData::internal_error("the request came without a call", None))?;
+    Ok(call.clone().ended_by(context.ct.clone()))
 }
 
 fn implementation() -> Implementation {

@@ -3,6 +3,7 @@
 //! Rule: rmcp reads what is small, and nothing else. A call's arguments reach the tool beside the message, never through
 //! it, so whatever a client writes in their place is not looked at.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::{ArgumentError, Arguments, Members, count_values, kind, shortened};
@@ -67,6 +68,27 @@ impl Lifted {
             by_http.and_then(|extensions| extensions.get::<Arc<Self>>()).or_else(|| context.extensions.get::<Arc<Self>>());
         let take = |lifted: &Arc<Self>| lifted.arguments.lock().unwrap_or_else(PoisonError::into_inner).take();
         lifted.and_then(take).unwrap_or_default()
+    }
+}
+
+/// Whether the answer to a request will be an event: known to its tools among the request's extensions.
+#[derive(Clone, Default)]
+pub(crate) struct InEvents(Arc<AtomicBool>);
+
+impl InEvents {
+    pub(crate) fn new(from_the_start: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(from_the_start)))
+    }
+
+    /// The answer is begun with before it is there.
+    pub(crate) fn begins(&self, as_events: bool) {
+        self.0.fetch_or(as_events, Ordering::Relaxed);
+    }
+
+    /// Of the request that a tool answers. What rmcp itself makes of an answer after progress is not known here.
+    pub(crate) fn of(context: &RequestContext<RoleServer>) -> bool {
+        let parts = context.extensions.get::<http::request::Parts>();
+        parts.and_then(|parts| parts.extensions.get::<Self>()).is_some_and(|known| known.0.load(Ordering::Relaxed))
     }
 }
 

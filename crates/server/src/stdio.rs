@@ -31,7 +31,7 @@ use crate::batch;
 use crate::mcp::McpServer;
 use crate::message::{self, Lifted};
 use crate::refusal::Refusal;
-use crate::tools::Interpreter;
+use crate::service::{Call, Door, Service};
 
 /// What is answered within this time after the end of input still reaches a client that has gone.
 const GRACE: Duration = Duration::from_millis(500);
@@ -47,10 +47,10 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 ///
 /// # Errors
 /// When the system has no threads for the pipes.
-pub async fn serve_stdio(interpreter: Arc<Interpreter>, max_line_bytes: usize) -> Result<(), String> {
+pub async fn serve_stdio(service: Arc<Service>, max_line_bytes: usize) -> Result<(), String> {
     let ended = CancellationToken::new();
     let lines = Lines::start(max_line_bytes, ended.clone()).map_err(|error| format!("standard input and output: {error}"))?;
-    let service = serve_directly_with_ct(McpServer(interpreter), lines, None, ended);
+    let service = serve_directly_with_ct(McpServer::new(service), lines, None, ended);
     service.waiting().await.map(drop).map_err(|error| error.to_string())
 }
 
@@ -187,6 +187,7 @@ impl Reader {
                 }
                 let extensions = request.request.extensions_mut();
                 extensions.insert(Lifted::new(lifted.arguments, None));
+                extensions.insert(Call::new(Door::Stdio));
                 extensions.insert(Arc::new(Open(self.client.clone(), request.id.clone())));
             }
             ClientJsonRpcMessage::Notification(notification) => {

@@ -34,6 +34,14 @@ pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     positive(text, "seconds", MAX_SECONDS)
 }
 
+/// Seconds, or none.
+pub(crate) fn pause(text: &str) -> Result<f64, String> {
+    if text.trim().parse() == Ok(0.0) {
+        return Ok(0.0);
+    }
+    seconds(text).map_err(|_| format!("must be a number of seconds from 0 to {MAX_SECONDS}"))
+}
+
 pub(crate) fn days(text: &str) -> Result<f64, String> {
     positive(text, "days", MAX_DAYS)
 }

@@ -1,18 +1,17 @@
 //! How a layer that is refused can be had.
 
-use interpreter::Engine;
-use server::{Interpreter, LayerState};
+use server::{LayerState, Service};
 
 /// Says in one line each which layers are refused, and how to have them.
-pub fn warn_of_refused(interpreter: &Interpreter) {
-    for layer in interpreter.layers().iter().filter(|layer| layer.state == LayerState::Refused) {
+pub fn warn_of_refused(service: &Service) {
+    for layer in service.layers().iter().filter(|layer| layer.state == LayerState::Refused) {
         let reason = layer.reason.as_deref().unwrap_or("the system refuses it");
-        tracing::warn!("the layer {} is refused ({reason}). {}", layer.name, hint(layer.name, interpreter.engine()));
+        tracing::warn!("the layer {} is refused ({reason}). {}", layer.name, hint(layer.name, service));
     }
 }
 
 /// What to do to have a layer.
-pub fn hint(layer: &str, engine: &Engine) -> String {
+pub fn hint(layer: &str, service: &Service) -> String {
     let fixed = match layer {
         "namespaces" => {
             "Let the server make them: an ordinary user needs the sysctls user.max_user_namespaces above 0 and, on Ubuntu, \
@@ -33,15 +32,15 @@ pub fn hint(layer: &str, engine: &Engine) -> String {
         "seccomp" | "no_connections" | "no_network" | "no_subprocess" | "own_signals" => {
             "It needs a kernel with seccomp filters, an x86_64 or arm64 processor, and a container that lets seccomp pass"
         }
-        "user_per_call" => return user_per_call(engine),
+        "user_per_call" => return user_per_call(service),
         // By prctl.
         _ => "It needs a container, or whatever the server runs in, that lets prctl pass",
     };
     fixed.to_owned()
 }
 
-fn user_per_call(engine: &Engine) -> String {
-    match engine.closed_folder() {
+fn user_per_call(service: &Service) -> String {
+    match service.closed_folder() {
         Some(folder) => format!(
             "Open {0} to other users (`chmod o+x {0}`), have the Python tree elsewhere (PYTHON_TREE), or be an ordinary user",
             folder.display()

@@ -28,7 +28,7 @@ use protocol::{
     DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
     DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
-use server::{HttpOptions, Interpreter, Layer, ServedNames, StructuredContent};
+use server::{DoorRules, HttpOptions, ServedNames, Service, StructuredContent};
 
 pub use env_file::EnvFile;
 pub use environment::{Names, Sources, flags_only, from_environment};
@@ -224,28 +224,26 @@ pub struct HttpSettings {
     /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.
     #[arg(long, env = "IDLE_TIMEOUT", help_heading = ORDINARY, default_value = "75", value_parser = bounds::seconds)]
     idle_timeout: f64,
+    /// Seconds that calls may go on after SIGTERM or another signal that ends the server, while new ones are refused; keep it
+    /// below what comes before SIGKILL (Docker: 10). A second signal ends them at once.
+    #[arg(long, env = "DRAIN_SECONDS", help_heading = ORDINARY, default_value = "8", value_parser = bounds::pause)]
+    drain_seconds: f64,
 }
 
 impl EngineSettings {
-    /// Starts the engine they describe; `wait`: until the interpreter is up, as the layers to insist on need. The door may
-    /// add protections of its own.
+    /// Starts the engine they describe; `wait`: until the interpreter is up, as the layers to insist on need.
     ///
     /// # Errors
     /// The first setting that can't be used, or why the engine does not start.
-    pub async fn start(&self, wait: bool, door_layers: Vec<Layer>) -> Result<Arc<Interpreter>, String> {
-        self.start_with(self.config()?, wait, door_layers).await
+    pub async fn start(&self, wait: bool, door: DoorRules) -> Result<Arc<Service>, String> {
+        self.start_with(self.config()?, wait, door).await
     }
 
     /// The same with an engine that is to be different.
     ///
     /// # Errors
     /// As [`EngineSettings::start`].
-    pub async fn start_with(
-        &self,
-        mut config: EngineConfig,
-        wait: bool,
-        door_layers: Vec<Layer>,
-    ) -> Result<Arc<Interpreter>, String> {
+    pub async fn start_with(&self, mut config: EngineConfig, wait: bool, door: DoorRules) -> Result<Arc<Service>, String> {
         let packages = self.packages()?;
         config.readable.extend(packages.provide_folder());
         descriptors::provide(&config)?;
@@ -258,13 +256,13 @@ impl EngineSettings {
             StructuredContentSetting::Never => StructuredContent::Never,
         };
         let max_timeout = Duration::from_secs_f64(self.max_timeout);
-        let interpreter = Interpreter::new(engine, packages, max_timeout, self.policy, door_layers, structured_content);
-        server::require(&interpreter.layers(), &self.require_layers)?;
+        let service = Service::new(engine, packages, max_timeout, self.policy, door, structured_content);
+        server::require(&service.layers(), &self.require_layers)?;
         self.warn_of_disabled_layers();
         if wait {
-            self.refuse_root(&interpreter).await?;
+            self.refuse_root(&service).await?;
         }
-        Ok(interpreter)
+        Ok(service)
     }
 
     /// Waits until the interpreter is up, and so what holds is known. A door that did not wait for it ends with the error:
@@ -272,10 +270,9 @@ impl EngineSettings {
     ///
     /// # Errors
     /// When the code would be root and `ALLOW_ROOT` is off, with what to do about it.
-    pub async fn refuse_root(&self, interpreter: &Interpreter) -> Result<(), String> {
-        let engine = interpreter.engine();
-        engine.started().await;
-        let refused = engine.status().held.and_then(|held| held.get("user_per_call").copied()).unwrap_or(0);
+    pub async fn refuse_root(&self, service: &Service) -> Result<(), String> {
+        service.started().await;
+        let refused = service.status().held.and_then(|held| held.get("user_per_call").copied()).unwrap_or(0);
         if refused == 0 || !sandbox::is_root() {
             return Ok(());
         }
@@ -284,7 +281,7 @@ impl EngineSettings {
             return Ok(());
         }
         let reason = std::io::Error::from_raw_os_error(refused);
-        let hint = hint("user_per_call", engine);
+        let hint = hint("user_per_call", service);
         Err(format!(
             "the server is root, and so would the code be: it can't have a user of its own here ({reason}). {hint}; ALLOW_ROOT=true runs it as root"
         ))
@@ -380,6 +377,7 @@ impl HttpSettings {
             max_body_bytes: self.messages.max_body_bytes,
             max_connections: self.max_connections as usize,
             idle_timeout: Duration::from_secs_f64(self.idle_timeout),
+            drain: Duration::from_secs_f64(self.drain_seconds),
         })
     }
 }

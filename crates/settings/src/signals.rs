@@ -1,8 +1,8 @@
 //! The signals that end a program.
 //!
 //! Rule: they are heard, so that the engine ends first: no process and no directory is left. What whoever started the
-//! program has ignored stays ignored. A second one ends it at once, unless it comes so soon that the end has had no time:
-//! then processes and directories of calls would be left.
+//! program has ignored stays ignored. Once the engine is to end, another one ends the program at once, unless it comes so soon
+//! that the end has had no time: then processes and directories of calls would be left.
 
 use std::io;
 use std::process::ExitCode;
@@ -29,20 +29,23 @@ impl Signals {
         heard.map(|kind| Ok((kind.as_raw_value(), signal(kind)?))).collect::<io::Result<_>>().map(Self)
     }
 
-    /// The number of the first that comes. The next after a grace time ends the process.
-    pub async fn first(mut self) -> i32 {
-        let first = std::future::poll_fn(|context| {
+    /// The number of the next that comes.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|context| {
             let come = |(number, signal): &mut (i32, Signal)| signal.poll_recv(context).is_ready().then_some(*number);
             self.0.iter_mut().find_map(come).map_or(Poll::Pending, Poll::Ready)
-        });
-        let first = first.await;
+        })
+        .await
+    }
+
+    /// After a grace time the next one ends the process.
+    pub fn let_go(self) {
         let numbers = self.0.iter().map(|(number, _)| *number).collect::<Vec<_>>();
         // Heard and ignored until then. Without a thread for it they stay so: the end has a limit of its own.
         let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             std::thread::sleep(GRACE);
             sandbox::restore(&numbers);
         });
-        first
     }
 }
 
@@ -69,11 +72,13 @@ mod tests {
         let all = [1, 2, 3, 15].into_iter().fold(0, |bits, number: u64| bits | 1 << (number - 1));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let first = runtime.block_on(async {
-            let signals = Signals::listen().expect("heard");
+            let mut signals = Signals::listen().expect("heard");
             assert_eq!(heard() & all, all);
             let kill = format!("kill -HUP {}", std::process::id());
             std::process::Command::new("sh").args(["-c", &kill]).status().expect("sh runs");
-            signals.first().await
+            let first = signals.next().await;
+            signals.let_go();
+            first
         });
         assert_eq!((first, heard() & all), (1, all), "at first the end goes on undisturbed");
         while heard() & all != 0 {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
@@ -89,15 +89,18 @@ pub(crate) fn program_with_descriptors(home: Home, soft: &str, hard: Option<&str
 
 /// A running server; stopped when dropped.
 pub(crate) struct Server {
-    child: Child,
+    child: Mutex<Child>,
     pub(crate) address: String,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        self.child.wait().unwrap();
+        let child = self.child.get_mut().unwrap();
+        if child.try_wait().unwrap().is_none() {
+            let pid = rustix::process::Pid::from_child(child);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            child.wait().unwrap();
+        }
     }
 }
 
@@ -161,17 +164,23 @@ impl Server {
                 kept.lock().unwrap().push(line);
             });
         });
-        (Self { child, address }, log)
+        (Self { child: Mutex::new(child), address }, log)
     }
 
     /// As when the machine runs out of memory: nothing can be cleaned up.
     pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let child = self.child.get_mut().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// How it has ended, once it has by itself.
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).unwrap()
+        i32::try_from(self.child.lock().unwrap().id()).unwrap()
     }
 
     /// One request on a connection of its own: status and body.

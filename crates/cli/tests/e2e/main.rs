@@ -26,6 +26,7 @@ mod batches;
 mod client;
 mod command_line;
 mod contract;
+mod draining;
 mod faults;
 mod figures;
 mod files;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use protocol::{ErrorCode, Outcome};
+use protocol::{Ended, ErrorCode, Event, EventSink};
 use tokio::sync::SemaphorePermit;
 
 use super::Inner;
@@ -57,7 +57,12 @@ impl Inner {
     }
 
     /// A kernel, and the permit to use it. While the stage is being started, no permit is held: others need none of it.
-    pub(super) async fn admit(inner: &Arc<Self>, wanted: usize) -> Result<Admitted<'_>, Refused> {
+    /// `events` hears that the call waits for others.
+    pub(super) async fn admit<'a>(
+        inner: &'a Arc<Self>,
+        wanted: usize,
+        events: &mut dyn EventSink,
+    ) -> Result<Admitted<'a>, Refused> {
         let mut queued = None;
         loop {
             if inner.stages.borrow().as_ref().is_none_or(|stages| stages.is_starting(wanted)) {
@@ -68,6 +73,8 @@ impl Inner {
                 permit
             } else {
                 inner.queue(&mut queued)?;
+                let (run, wait) = (inner.config.max_concurrency, inner.queued.load(Ordering::Relaxed));
+                events.push(Event::Notice(format!("waiting for others to end: {run} calls run, and {wait} wait")));
                 inner.permits.acquire().await.map_err(|_| Refused::NotInTime)?
             };
             // It waits no more: what is left to do for it is ours.
@@ -98,11 +105,11 @@ impl Inner {
     }
 
     /// What becomes of a call that gets no kernel.
-    pub(super) fn refused(&self, refused: Refused) -> Outcome {
+    pub(super) fn refused(&self, refused: Refused) -> Ended {
         match refused {
             Refused::Full => {
                 let (runs, waits) = (self.config.max_concurrency, self.config.max_queue);
-                Outcome::refused(ErrorCode::Busy, format!("{runs} calls run and {waits} wait; try again later"))
+                Ended::refused(ErrorCode::Busy, format!("{runs} calls run and {waits} wait; try again later"))
             }
             Refused::NoKernel(reason) => answer::fault(&format!("no process could be started for the code: {reason}")),
             Refused::NotInTime => answer::fault("no process could be had for the code in the time of the call"),

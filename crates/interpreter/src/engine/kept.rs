@@ -1,6 +1,9 @@
 //! Tests of a kernel that is kept: one cell after the other, each in what those before it have left.
 
-use protocol::{CallDefaults, CellRequest, ErrorCode, Limits, Outcome, Policy};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use protocol::{CallDefaults, CellRequest, ErrorCode, Event, EventSink, Fold, Limits, Outcome, Policy, Silent};
 use serde_json::{Value, json};
 
 use super::{Engine, EngineConfig, Inner};
@@ -28,7 +31,7 @@ async fn engine(preload: Preload) -> Engine {
 }
 
 async fn kernel(engine: &Engine, stage: usize) -> Kernel {
-    let Ok(admitted) = Inner::admit(&engine.inner, stage).await else { panic!("a kernel") };
+    let Ok(admitted) = Inner::admit(&engine.inner, stage, &mut Silent).await else { panic!("a kernel") };
     admitted.kernel
 }
 
@@ -38,8 +41,11 @@ async fn run(kernel: &mut Kernel, arguments: Value) -> Outcome {
     let defaults = CallDefaults { limits: Limits::default(), max_timeout, policy: Policy::Open };
     let request = CellRequest::from_arguments(arguments.into(), &defaults).expect("a request");
     let cell = Cell { request: &request, authorized_imports: &["math".to_owned()], cores: 2, is_kept: true };
-    let finished = kernel.run(cell, &mut |_| {}).await;
-    answer::outcome(finished, &request)
+    let mut silent = Silent;
+    let mut events = Fold::new(request.limits.output_cap_bytes, &mut silent);
+    let finished = kernel.run(cell, &mut events).await;
+    events.push(Event::Ended(Arc::new(answer::ended(finished, &request))));
+    events.outcome()
 }
 
 async fn code(kernel: &mut Kernel, code: &str) -> Outcome {
@@ -126,4 +132,37 @@ async fn a_kernel_that_was_restricted_stays_so() {
     assert_eq!(run(&mut kernel, restricted("math.ceil(2.5)")).await.result.result.as_deref(), Some("3"));
     let open = code(&mut kernel, "import os").await;
     assert_eq!(open.result.error.expect("refused").code, ErrorCode::PolicyDenied);
+}
+
+/// Takes so many bytes, and no more until it is told to.
+struct Slow {
+    room: usize,
+    bytes: usize,
+}
+
+impl EventSink for Slow {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        if self.bytes < self.room { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn push(&mut self, event: Event) {
+        if let Event::Output { bytes, .. } = event {
+            self.bytes += bytes.len();
+        }
+    }
+}
+
+/// The code waits for whoever can't take more of its output, nothing is gathered meanwhile, and its clock runs on.
+#[tokio::test]
+async fn a_listener_that_takes_no_more_holds_the_code_up_and_not_its_clock() {
+    let engine = engine(Preload::Core).await;
+    let arguments = json!({"code": "while True: print('x' * 100_000)", "timeout": 1});
+    let Value::Object(arguments) = arguments else { panic!("an object") };
+    let max_timeout = std::time::Duration::from_secs(30);
+    let defaults = CallDefaults { limits: Limits::default(), max_timeout, policy: Policy::Open };
+    let request = CellRequest::from_arguments(arguments.into(), &defaults).expect("a request");
+    let mut slow = Slow { room: 100_000, bytes: 0 };
+    let ended = engine.run(&request, &mut slow).await;
+    assert_eq!(ended.error.expect("an error").code, ErrorCode::Timeout, "not the limit of the output");
+    assert!((100_000..20_000_000).contains(&slow.bytes), "{}", slow.bytes);
 }

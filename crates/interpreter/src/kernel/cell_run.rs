@@ -1,20 +1,19 @@
-//! The run of one cell in a kernel: clock, limits, usage, and what comes out.
+//! The run of one cell in a kernel: clock, limits and usage.
 //!
 //! Rule: whatever the kernel sends and however much of it, the clock and the limits are looked at between two small portions,
-//! and everything that is kept is bounded by number and by bytes. What a cell used is the system's word, never the kernel's.
+//! and however long nobody can take what comes. What a cell used is the system's word, never the kernel's.
 
 use std::pin::pin;
 use std::time::Duration;
 
-use protocol::{CellRequest, ErrorCode, Image, OutputEvent};
+use protocol::{CellRequest, ErrorCode, EventSink};
 use tokio::time::Instant;
 
 use super::Kernel;
-use super::capture::Captured;
 use super::channel::Step;
-use super::collected::Collected;
 use super::files::Files;
 use super::frames::Report;
+use super::intake::Intake;
 use super::job;
 use super::watch::Watch;
 
@@ -45,16 +44,15 @@ pub(crate) enum Ending {
     BrokeFraming,
 }
 
-/// What a run left.
+/// What is known of a run when it is over.
 pub(crate) struct Finished {
     pub(crate) ending: Ending,
     /// Whether the code was begun with, by the kernel's word.
     pub(crate) begun: bool,
     /// What the kernel said of the code, if it came to its end.
     pub(crate) report: Option<Report>,
-    pub(crate) stdout: Captured,
-    pub(crate) stderr: Captured,
-    pub(crate) images: Vec<Image>,
+    /// What came before the code was begun with.
+    pub(crate) early: Vec<u8>,
     pub(crate) images_dropped: usize,
     pub(crate) files: Files,
     pub(crate) elapsed: Duration,
@@ -65,8 +63,9 @@ pub(crate) struct Finished {
 }
 
 impl Kernel {
-    /// Runs the cell. Nothing of the kernel is alive when this comes back, unless it is kept and the cell came to its end.
-    pub(crate) async fn run(&mut self, cell: Cell<'_>, on_output: &mut (dyn FnMut(OutputEvent<'_>) + Send)) -> Finished {
+    /// Runs the cell; what it prints and shows goes to `events`. Nothing of the kernel is alive when this comes back, unless
+    /// it is kept and the cell came to its end.
+    pub(crate) async fn run(&mut self, cell: Cell<'_>, events: &mut dyn EventSink) -> Finished {
         let limits = cell.request.limits;
         // Where nothing holds signals back, other code may have stopped it while it waited.
         self.process.handle.resume();
@@ -74,14 +73,14 @@ impl Kernel {
         let started = Instant::now();
         let deadline = started + limits.timeout;
         let deadline = cell.request.deadline.map_or(deadline, |latest| deadline.min(latest.into()));
-        let mut collected = Collected::new(&limits, on_output);
+        let mut intake = Intake::new(&limits, events);
         let job = job::encode(&cell);
         self.channel.begin();
         let sent = tokio::time::timeout_at(deadline, self.channel.send(&job)).await;
         // It may be as large as a request, and the run may be long.
         drop(job);
         let mut ending = match sent {
-            Ok(Ok(())) => self.supervise(&cell, deadline, &mut collected).await,
+            Ok(Ok(())) => self.supervise(&cell, deadline, &mut intake).await,
             // It died while it took the job: the status tells how.
             Ok(Err(_)) => Ending::Died(None),
             Err(_) => Ending::Killed(ErrorCode::Timeout),
@@ -94,23 +93,25 @@ impl Kernel {
             self.kill().await;
         }
         if !ended {
-            self.channel.leftovers(&mut collected);
+            self.channel.leftovers(&mut intake);
         }
+        intake.finish();
         if let Ending::Died(status) = &mut ending {
             *status = tokio::time::timeout(STATUS_PATIENCE, &mut self.exited).await.ok().and_then(Result::ok);
         }
         let files = if self.is_dead() { self.take_files(&limits).await } else { Files::default() };
-        let Collected { stdout, stderr, images, images_dropped, report, begun, .. } = collected;
-        Finished { ending, begun, report, stdout, stderr, images, images_dropped, files, elapsed, cpu, peak_memory_bytes }
+        let Intake { images_dropped, report, begun, early, .. } = intake;
+        Finished { ending, begun, report, early, images_dropped, files, elapsed, cpu, peak_memory_bytes }
     }
 
     /// Reads what comes until the cell ends, dies, or meets a limit. The clock and the watch are polled before the reader.
-    async fn supervise(&mut self, cell: &Cell<'_>, deadline: Instant, collected: &mut Collected<'_>) -> Ending {
+    async fn supervise(&mut self, cell: &Cell<'_>, deadline: Instant, intake: &mut Intake<'_>) -> Ending {
         let mut clock = pin!(tokio::time::sleep_until(deadline));
         let mut watch = pin!(Watch::over(self, &cell.request.limits).exceeded());
         let mut more = false;
         loop {
             let reading = async {
+                intake.has_room().await;
                 if more {
                     tokio::task::yield_now().await;
                 } else {
@@ -123,7 +124,7 @@ impl Kernel {
                 limit = watch.as_mut() => return Ending::Killed(limit),
                 () = reading => {}
             }
-            match self.channel.drain(collected) {
+            match self.channel.drain(intake) {
                 Step::Ended => return Ending::Ended,
                 Step::Died => return Ending::Died(None),
                 Step::TooMuch => return Ending::Killed(ErrorCode::OutputLimit),

@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use sandbox::SupervisorDescriptors;
 use tokio::io::unix::AsyncFd;
 
-use super::collected::{Asked, Collected};
 use super::frames::{self, Frame};
+use super::intake::{Asked, Intake};
 
 /// Size of the memory in which a kernel keeps output it has not sent: as in `streams.py`.
 pub(crate) const SHARED_SIZE: u64 = 1 << 16;
@@ -149,7 +149,7 @@ impl Channel {
     }
 
     /// Takes a portion of what waits.
-    pub(super) fn drain(&mut self, collected: &mut Collected<'_>) -> Step {
+    pub(super) fn drain(&mut self, intake: &mut Intake<'_>) -> Step {
         // Cleared before reading, so that what comes later wakes us again.
         for fd in [&self.socket, &self.pipes[0], &self.pipes[1]] {
             clear(fd);
@@ -164,7 +164,7 @@ impl Channel {
                     Ok(Some(frame)) => {
                         frames_left -= 1;
                         progress = true;
-                        asked = self.frame(frame, collected);
+                        asked = self.frame(frame, intake);
                     }
                     Ok(None) => match self.socket_open.then(|| self.read_socket()) {
                         Some(Ok(true)) => {
@@ -176,15 +176,15 @@ impl Channel {
                     },
                     Err(_) => asked = Asked::Nonsense,
                 }
-                if collected.is_too_much() {
+                if intake.is_too_much() {
                     return Step::TooMuch;
                 }
             }
             let whole = matches!(asked, Asked::ToSync | Asked::ToEnd);
             for (index, waiting) in waiting.into_iter().enumerate() {
-                self.read_pipe(index, waiting, whole, collected);
+                self.read_pipe(index, waiting, whole, intake);
             }
-            if collected.is_too_much() {
+            if intake.is_too_much() {
                 return Step::TooMuch;
             }
             match asked {
@@ -208,17 +208,17 @@ impl Channel {
     }
 
     /// After the kernel's end: what is still in the socket, the pipes and the memory shared with it.
-    pub(super) fn leftovers(&mut self, collected: &mut Collected<'_>) {
+    pub(super) fn leftovers(&mut self, intake: &mut Intake<'_>) {
         while self.socket_open && matches!(self.read_socket(), Ok(true)) && self.buffer.len() < 2 * frames::MAX_PAYLOAD {}
         while let Ok(Some(frame)) = frames::next(&mut self.buffer) {
-            self.frame(frame, collected);
+            self.frame(frame, intake);
         }
         for index in 0..2 {
-            self.read_pipe(index, 0, true, collected);
+            self.read_pipe(index, 0, true, intake);
         }
         for (index, stream) in STREAMS.into_iter().enumerate() {
             if let Some(text) = self.unsent(index) {
-                collected.text(stream, &text);
+                intake.text(stream, text.into());
             }
         }
     }
@@ -238,14 +238,14 @@ impl Channel {
         Some(text)
     }
 
-    fn frame(&mut self, frame: Frame, collected: &mut Collected<'_>) -> Asked {
+    fn frame(&mut self, frame: Frame, intake: &mut Intake<'_>) -> Asked {
         let (index, length) = match &frame {
             Frame::Stdout(text) => (0, text.len()),
             Frame::Stderr(text) => (1, text.len()),
             _ => (0, 0),
         };
         self.framed[index] = self.framed[index].wrapping_add(u32::try_from(length).unwrap_or(0));
-        collected.frame(frame)
+        intake.frame(frame)
     }
 
     /// True when bytes came, false at the end of the stream.
@@ -257,7 +257,7 @@ impl Channel {
     }
 
     /// Reads `waiting` bytes of a raw pipe, or all that a pipe can hold: whoever writes meanwhile does so later.
-    fn read_pipe(&mut self, index: usize, mut waiting: u64, whole: bool, collected: &mut Collected<'_>) {
+    fn read_pipe(&mut self, index: usize, mut waiting: u64, whole: bool, intake: &mut Intake<'_>) {
         let pipe = self.pipes[index].get_ref();
         let mut bytes = [0; READ_SIZE];
         let mut taken = 0;
@@ -271,7 +271,7 @@ impl Channel {
             }
             match rustix::io::read(pipe, &mut bytes[..size]) {
                 Ok(read @ 1..) => {
-                    collected.text(STREAMS[index], &bytes[..read]);
+                    intake.raw(STREAMS[index], &bytes[..read]);
                     waiting -= read as u64;
                     taken += read as u64;
                 }

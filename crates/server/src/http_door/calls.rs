@@ -8,9 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use rmcp::RoleServer;
 use rmcp::model::RequestId;
-use rmcp::service::RequestContext;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio_util::sync::CancellationToken;
 
@@ -50,22 +48,22 @@ impl fmt::Display for Session {
 }
 
 /// One call that can be taken back.
-struct Call {
+struct Known {
     session: Session,
     id: RequestId,
     taken_back: CancellationToken,
 }
 
 #[derive(Default)]
-struct Known {
-    calls: HashMap<u64, Call>,
+struct All {
+    calls: HashMap<u64, Known>,
     /// How many there have been.
     count: u64,
 }
 
 /// All of them.
 #[derive(Default)]
-pub(crate) struct Calls(Mutex<Known>);
+pub(crate) struct Calls(Mutex<All>);
 
 impl Calls {
     /// Keeps a call for as long as what comes back lives.
@@ -74,7 +72,7 @@ impl Calls {
         let mut known = self.lock();
         known.count += 1;
         let number = known.count;
-        known.calls.insert(number, Call { session, id, taken_back: taken_back.clone() });
+        known.calls.insert(number, Known { session, id, taken_back: taken_back.clone() });
         InFlight { calls: self.clone(), number, taken_back }
     }
 
@@ -88,11 +86,11 @@ impl Calls {
         self.end(|call| call.session == session);
     }
 
-    fn end(&self, meant: impl Fn(&Call) -> bool) {
+    fn end(&self, meant: impl Fn(&Known) -> bool) {
         self.lock().calls.values().filter(|call| meant(call)).for_each(|call| call.taken_back.cancel());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, All> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,9 +103,9 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// For the call's own extensions.
-    pub(crate) fn end(&self) -> End {
-        End(self.taken_back.clone())
+    /// What takes it back.
+    pub(crate) fn end(&self) -> CancellationToken {
+        self.taken_back.clone()
     }
 
     pub(crate) fn is_taken_back(&self) -> bool {
@@ -124,19 +122,6 @@ impl Drop for InFlight {
 /// Set among the extensions of the answer to a call that was taken back.
 #[derive(Clone, Copy)]
 pub(crate) struct TakenBack;
-
-/// Tells a call that it was taken back.
-#[derive(Clone)]
-pub(crate) struct End(CancellationToken);
-
-/// Comes back when the client has taken the call back.
-pub(crate) async fn taken_back(context: &RequestContext<RoleServer>) {
-    let parts = context.extensions.get::<http::request::Parts>();
-    match parts.and_then(|parts| parts.extensions.get::<End>()) {
-        Some(End(token)) => token.cancelled().await,
-        None => std::future::pending().await,
-    }
-}
 
 #[cfg(test)]
 mod tests {

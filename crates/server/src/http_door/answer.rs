@@ -4,10 +4,9 @@
 //! something small from time to time, blanks before JSON and comments between events, so that nothing on the way takes
 //! the connection for dead. A client that goes away drops the answer, and with it the work.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::message::InEvents;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,8 +15,6 @@ use futures_util::{StreamExt, stream};
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
-use rmcp::RoleServer;
-use rmcp::service::RequestContext;
 
 /// How often something is sent where there is nothing to say: proxies wait for 30 to 60 seconds.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -31,22 +28,6 @@ const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// An answer on its way.
 pub(crate) type Work = BoxFuture<'static, Response>;
 
-/// Whether the answer to a request will be an event: known to its tools among the request's extensions.
-#[derive(Clone, Default)]
-pub(crate) struct InEvents(Arc<AtomicBool>);
-
-impl InEvents {
-    pub(crate) fn new(from_the_start: bool) -> Self {
-        Self(Arc::new(AtomicBool::new(from_the_start)))
-    }
-
-    /// Of the request that a tool answers. What rmcp itself makes of an answer after progress is not known here.
-    pub(crate) fn of(context: &RequestContext<RoleServer>) -> bool {
-        let parts = context.extensions.get::<http::request::Parts>();
-        parts.and_then(|parts| parts.extensions.get::<Self>()).is_some_and(|known| known.0.load(Ordering::Relaxed))
-    }
-}
-
 /// Waits for an answer, and opens it before it is there when it takes long or `opened` comes back: as events if `as_events`.
 pub(crate) async fn answer(mut work: Work, as_events: bool, told: &InEvents, opened: impl Future<Output = ()>) -> Response {
     let late = tokio::select! {
@@ -56,7 +37,7 @@ pub(crate) async fn answer(mut work: Work, as_events: bool, told: &InEvents, ope
         () = tokio::time::sleep(KEEP_ALIVE) => true,
     };
     // What could be refused has been by now: the answer is a result, whatever it says.
-    told.0.fetch_or(as_events, Ordering::Relaxed);
+    told.begins(as_events);
     let blank = blank(as_events);
     let rest = stream::unfold(Some(work), move |work| async move {
         let mut work = work?;

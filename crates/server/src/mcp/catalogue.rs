@@ -14,11 +14,9 @@ use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
-use crate::environment::EnvironmentInfo;
-use crate::reports::{InstallReport, PackageList};
+use crate::service::{EnvironmentInfo, INSTALL, InstallReport, PackageList};
 
 pub(crate) const EXECUTE: &str = "execute_python";
-pub(crate) const INSTALL: &str = "install_packages";
 /// What some clients call it.
 pub(crate) const INSTALL_ALIAS: &str = "pip_install";
 pub(crate) const PACKAGES: &str = "list_preinstalled_packages";

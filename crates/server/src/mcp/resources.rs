@@ -4,7 +4,7 @@ use protocol::shortened;
 use rmcp::model::{ErrorData, ListResourcesResult, ReadResourceResult, Resource, ResourceContents};
 use serde_json::json;
 
-use crate::tools::Interpreter;
+use crate::service::Service;
 
 const PACKAGES: &str = "code-interpreter://packages";
 const ENVIRONMENT: &str = "code-interpreter://environment";
@@ -25,10 +25,10 @@ pub(crate) fn list() -> ListResourcesResult {
 ///
 /// # Errors
 /// When there is none with this URI.
-pub(crate) fn read(interpreter: &Interpreter, uri: &str) -> Result<ReadResourceResult, ErrorData> {
+pub(crate) fn read(service: &Service, uri: &str) -> Result<ReadResourceResult, ErrorData> {
     let text = match uri {
-        PACKAGES => serde_json::to_string_pretty(&interpreter.list_packages()),
-        ENVIRONMENT => serde_json::to_string_pretty(&interpreter.environment()),
+        PACKAGES => serde_json::to_string_pretty(&service.list_packages()),
+        ENVIRONMENT => serde_json::to_string_pretty(&service.environment()),
         other => {
             let message = format!("there is no resource {:?}; there are {PACKAGES} and {ENVIRONMENT}", shortened(other));
             return Err(ErrorData::resource_not_found(message, Some(json!({"uri": shortened(other)}))));

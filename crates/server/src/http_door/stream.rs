@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::visit::{Phase, Visit};
+use super::visit::{Phase, Visit};
 
 /// A client that goes away is to be noticed within a second.
 const MOMENT: Duration = Duration::from_millis(400);

@@ -23,8 +23,8 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
-use crate::stream::Stream;
-use crate::visit::{Phase, Visit};
+use super::stream::Stream;
+use super::visit::{Phase, Visit};
 
 /// Above the bound, for those who get told that the server is busy and for `/health`.
 const GUESTS: usize = 16;
@@ -47,19 +47,34 @@ struct Visits {
     said: Option<Instant>,
 }
 
-/// Serves until `stop` completes, then drops all connections, and with them their calls.
+/// How long answers that are there may take to go out at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Serves until `stop` completes and what was answered has gone out, then drops all connections, and with them their calls.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     bound: usize,
     idle: Duration,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: impl Future<Output = ()> + Send,
 ) {
     let mut visits = Visits { bound, idle, router, tasks: JoinSet::new(), known: HashMap::new(), said: None };
+    let stop = async {
+        stop.await;
+        Instant::now()
+    };
     let mut stop = std::pin::pin!(stop);
+    let mut stopped = None;
+    let mut looks = tokio::time::interval(BREATH);
     loop {
         tokio::select! {
-            () = &mut stop => return,
+            at = &mut stop, if stopped.is_none() => stopped = Some(at),
+            _ = looks.tick(), if stopped.is_some() => {
+                let is_over = stopped.is_some_and(|at| at.elapsed() > LAST_ANSWERS);
+                if is_over || !visits.is_answering() {
+                    return;
+                }
+            }
             Some(ended) = visits.tasks.join_next_with_id() => {
                 let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
                 visits.known.remove(&id);
@@ -104,6 +119,11 @@ impl Visits {
         }
         self.say(&format!("{why}: those that have waited longest for their client are closed for new ones"));
         true
+    }
+
+    /// Whether a client still gets an answer.
+    fn is_answering(&self) -> bool {
+        self.known.values().any(|(_, visit)| matches!(visit.phase(), Phase::Works | Phase::Answers))
     }
 
     fn say(&mut self, what: &str) {

@@ -11,8 +11,8 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 use tower_http::cors::{AllowOrigin, AllowPrivateNetwork, CorsLayer};
 
-use crate::calls::SESSION_ID;
-use crate::names::ServedNames;
+use super::calls::SESSION_ID;
+use super::names::ServedNames;
 
 /// How long a browser may keep the answer to a preflight: what it says changes with the settings only.
 const MAX_AGE: Duration = Duration::from_secs(3600);

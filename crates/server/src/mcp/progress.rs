@@ -5,9 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use protocol::{OutputEvent, Stream};
+use protocol::{Event, EventSink, Stream};
 use rmcp::model::{ProgressNotificationParam, ProgressToken};
 use rmcp::{Peer, RoleServer};
 use tokio::sync::Notify;
@@ -73,9 +74,18 @@ impl Progress {
         self.has_sent.load(Ordering::Relaxed)
     }
 
-    /// Takes note of output.
-    pub(crate) fn push(&self, event: OutputEvent<'_>) {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).take_in(event);
+    fn take_in(&self, event: &Event) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Output { stream, bytes } => news.take_in(Some(*stream), bytes),
+            Event::Notice(text) | Event::Package(text) => {
+                news.take_in(None, text.as_bytes());
+                news.take_in(None, b"\n");
+            }
+            // They come with the answer.
+            Event::Display(_) | Event::Ended(_) => return,
+        }
+        drop(news);
         self.arrived.notify_one();
     }
 
@@ -84,9 +94,8 @@ impl Progress {
         self.ended.cancel();
     }
 
-    /// Sends notes until [`Progress::end`]; none without a token.
-    pub(crate) async fn forward(&self, peer: &Peer<RoleServer>, token: Option<ProgressToken>) {
-        let Some(token) = token else { return };
+    /// Sends notes until [`Progress::end`].
+    pub(crate) async fn forward(&self, peer: &Peer<RoleServer>, token: ProgressToken) {
         self.tell(|number, text| {
             let note = ProgressNotificationParam::new(token.clone(), f64::from(number)).with_message(text);
             async move { peer.notify_progress(note).await.is_ok() }
@@ -146,13 +155,31 @@ impl Progress {
     }
 }
 
+/// Where a call's events go; nowhere when nobody asked for progress. There is always room: what can't be told in time is
+/// gathered, and past a bound left out.
+pub(crate) struct Listener<'a>(pub(crate) Option<&'a Progress>);
+
+impl EventSink for Listener<'_> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn push(&mut self, event: Event) {
+        if let Some(progress) = self.0 {
+            progress.take_in(&event);
+        }
+    }
+}
+
 impl News {
-    fn take_in(&mut self, event: OutputEvent<'_>) {
+    /// `stream`: none for what the code itself has not written.
+    fn take_in(&mut self, stream: Option<Stream>, bytes: &[u8]) {
         // What is written elsewhere begins a line of its own.
-        if self.stream.replace(event.stream).is_some_and(|stream| stream != event.stream) && !self.line.text.is_empty() {
+        if self.stream != stream && !self.line.text.is_empty() {
             self.end_line();
         }
-        for piece in event.bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
+        self.stream = stream;
+        for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
             match piece.split_last() {
                 Some((b'\n', text)) => {
                     self.append(text);
@@ -241,8 +268,12 @@ mod tests {
         notes.into_inner().expect("whole")
     }
 
+    fn output(stream: Stream, bytes: &[u8]) -> Event {
+        Event::Output { stream, bytes: bytes.to_vec().into() }
+    }
+
     fn print(progress: &Progress, text: &str) {
-        progress.push(OutputEvent { stream: Stream::Stdout, bytes: text.as_bytes() });
+        progress.take_in(&output(Stream::Stdout, text.as_bytes()));
     }
 
     fn texts(notes: &[(u128, String)]) -> Vec<&str> {
@@ -292,7 +323,7 @@ mod tests {
             sleep(Duration::from_secs(3)).await;
             print(&progress, " done\n");
             sleep(Duration::from_secs(3)).await;
-            progress.push(OutputEvent { stream: Stream::Stdout, bytes: b"caf\xc3" });
+            progress.take_in(&output(Stream::Stdout, b"caf\xc3"));
         });
         let notes = notes.await;
         assert_eq!(texts(&notes), ["loading", "fitting", "fitting done", "caf"], "{notes:?}");
@@ -329,9 +360,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn streams_do_not_share_a_line() {
         let notes = told(async |progress: std::sync::Arc<Progress>| {
-            progress.push(OutputEvent { stream: Stream::Stderr, bytes: b"10 %" });
+            progress.take_in(&output(Stream::Stderr, b"10 %"));
             print(&progress, "epoch 1\n\n");
-            progress.push(OutputEvent { stream: Stream::Notice, bytes: b"a note\n" });
+            progress.take_in(&Event::Notice("a note".to_owned()));
         });
         assert_eq!(texts(&notes.await), ["10 %\nepoch 1\n\na note"]);
     }

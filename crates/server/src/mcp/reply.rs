@@ -13,7 +13,8 @@ use rmcp::model::{CallToolResult, ContentBlock, ErrorData, RequestId, ResourceCo
 use rmcp::service::RequestContext;
 use serde::Serialize;
 
-use crate::answer::InEvents;
+use crate::message::InEvents;
+use crate::service::StructuredContent;
 
 /// Python's clients end a stream with an event above this.
 const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -32,17 +33,6 @@ const TEXT_TYPES: [&str; 7] = [
     "application/xml",
     "application/yaml",
 ];
-
-/// When an answer to `execute_python` has structured content besides its JSON text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StructuredContent {
-    /// Where it has no images and no files: clients that prefer the structured content would not see these.
-    Auto,
-    /// In every answer.
-    Always,
-    /// In none.
-    Never,
-}
 
 /// How many bytes a result may have. `begun`: progress was told already, so that over HTTP the answer is an event too.
 pub(crate) fn room(context: &RequestContext<RoleServer>, begun: bool) -> usize {
@@ -275,7 +265,7 @@ mod tests {
     }
 
     fn image(bytes: usize) -> Image {
-        Image { mime_type: "image/png", bytes: vec![0; bytes] }
+        Image { mime_type: "image/png", bytes: vec![0; bytes].into() }
     }
 
     fn file(name: &str, mime_type: &str, bytes: &[u8]) -> OutputFile {

@@ -3,11 +3,13 @@
 use std::time::Instant;
 
 use packages::{PackageError, Prepared};
-use protocol::{ArgumentError, Arguments, PackageUse, shortened};
+use protocol::{ArgumentError, Arguments, Ended, Event, EventSink, PackageUse, shortened};
 
-use crate::catalogue::INSTALL;
-use crate::reports::{InstallReport, InstalledPackage};
-use crate::tools::Interpreter;
+use super::reports::{InstallReport, InstalledPackage};
+use super::{Call, Service, taken_back};
+
+/// The tool's name.
+pub(crate) const INSTALL: &str = "install_packages";
 
 const KNOWN: [&str; 3] = ["packages", "package", "version"];
 
@@ -35,16 +37,28 @@ pub(crate) fn requirements(mut arguments: Arguments) -> Result<(Vec<String>, Vec
     Ok((all, arguments.finish(INSTALL, &KNOWN, |_, _| None)))
 }
 
-impl Interpreter {
-    /// All of them as one set, as a call would require them; where that fails, each by itself, to say which it is.
-    pub(crate) async fn install(
+impl Service {
+    /// All of them as one set, as a call would require them; where that fails, each by itself, to say which it is. Dropping
+    /// the future kills the installer.
+    pub(crate) async fn install(&self, call: &Call, requirements: &[String], listener: &mut dyn EventSink) -> InstallReport {
+        let refused = |ended: Box<Ended>| InstallReport::refused(ended.error.map(|error| error.message).unwrap_or_default());
+        let _in_flight = match self.begin(call) {
+            Ok(in_flight) => in_flight,
+            Err(ended) => return refused(ended),
+        };
+        let report = call.unless_taken_back(self.install_all(requirements, call.latest_end(), listener)).await;
+        report.unwrap_or_else(|| refused(taken_back()))
+    }
+
+    async fn install_all(
         &self,
         requirements: &[String],
         deadline: Option<Instant>,
-        say: &mut (dyn FnMut(&str) + Send),
+        listener: &mut dyn EventSink,
     ) -> InstallReport {
         let started = Instant::now();
-        let whole = self.packages().prepare(requirements, deadline, say).await;
+        let mut say = |text: &str| listener.push(Event::Package(text.to_owned()));
+        let whole = Box::pin(self.packages().prepare(requirements, deadline, &mut say)).await;
         let quoted = requirements.iter().map(|requirement| format!("{requirement:?}")).collect::<Vec<_>>().join(", ");
         match whole {
             Ok(prepared) => InstallReport {
@@ -69,13 +83,15 @@ impl Interpreter {
                 let (mut packages, mut warnings) = (Vec::new(), Vec::new());
                 for text in requirements {
                     let started = Instant::now();
-                    packages.push(match self.packages().prepare(std::slice::from_ref(text), deadline, say).await {
-                        Ok(prepared) => {
-                            warnings.extend(prepared.notes.iter().cloned());
-                            self.installed(text, &prepared, started)
-                        }
-                        Err(error) => refused(text, &error, started),
-                    });
+                    packages.push(
+                        match Box::pin(self.packages().prepare(std::slice::from_ref(text), deadline, &mut say)).await {
+                            Ok(prepared) => {
+                                warnings.extend(prepared.notes.iter().cloned());
+                                self.installed(text, &prepared, started)
+                            }
+                            Err(error) => refused(text, &error, started),
+                        },
+                    );
                 }
                 let message = format!("they can't be had together: {}", error.message);
                 InstallReport { success: false, message, packages, warnings }

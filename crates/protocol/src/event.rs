@@ -212,7 +212,9 @@ mod tests {
         ];
         let mut heard = Heard::default();
         let mut fold = Fold::new(100, &mut heard);
-        events.iter().for_each(|event| fold.push(event.clone()));
+        for event in &events {
+            fold.push(event.clone());
+        }
         let outcome = fold.outcome();
         let result = &outcome.result;
         assert_eq!((result.stdout.as_str(), result.stderr.as_str(), result.result.as_deref()), ("ab", "e", Some("5")));

@@ -21,6 +21,7 @@ from harness_values import plain, value_text
 
 _NAME = "<cell>"
 MAX_TRACEBACK = 64_000
+MAX_NOTES = 30
 REPORT_ROOM_BYTES = 16 << 20
 _FILES = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -65,8 +66,15 @@ def run_cell(code, namespace, figures, output, policy=None, number=1):
     _guarded(figures, lambda: figures.show_all(final=True))
     if policy is not None and policy.refusal() is not None:
         report["error"] = describe(policy.refusal())  # also where the cell has caught it
-    report["warnings"] = [plain(note, 2000) for note in figures.notes()]
+    report["warnings"] = _bounded_notes(figures.notes())
     return report
+
+
+def _bounded_notes(notes):
+    """A report that is longer than the supervisor takes would be none."""
+    more = len(notes) - MAX_NOTES
+    told = [plain(note, 1000) for note in notes[:MAX_NOTES]]
+    return told if more <= 0 else [*told, f"{more} more notes of this kind were left out"]
 
 
 def finish_process():

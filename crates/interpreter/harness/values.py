@@ -60,5 +60,12 @@ def plain(text, limit):
     text = str.__str__(text)
     if len(text) > limit:
         half = limit // 2
-        text = f"{text[:half]}\n… [{len(text) - 2 * half:,} characters left out] …\n{text[-half:]}"
+        # What is escaped grows: it is cut once more.
+        first, last = _valid(text[:half])[:half], _valid(text[-half:])[-half:]
+        return f"{first}\n… [{len(text) - 2 * half:,} characters left out] …\n{last}"
+    valid = _valid(text)
+    return valid if len(valid) <= limit else plain(valid, limit)
+
+
+def _valid(text):
     return text.encode("utf-8", "backslashreplace").decode()

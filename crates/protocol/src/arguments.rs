@@ -8,8 +8,8 @@ use std::fmt::Display;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
+use crate::argument_error::{ArgumentError, shortened};
 use crate::json::{Members, count_values, kind};
-use crate::request::{ArgumentError, shortened};
 
 /// What an argument may take that is neither code nor data.
 const MAX_SMALL_BYTES: usize = 64 << 10;

@@ -10,7 +10,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::request::shortened;
+use crate::argument_error::shortened;
 
 /// More than any message, its params or a tool's arguments have.
 const MAX_MEMBERS: usize = 64;

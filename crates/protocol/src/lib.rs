@@ -3,6 +3,7 @@
 //! Rule: no I/O and no policy in here, only types whose values are valid once they exist. Whatever comes from a
 //! client becomes one of these types at the door, with one text for one mistake, whichever door it came through.
 
+mod argument_error;
 mod arguments;
 mod captured;
 mod event;
@@ -11,6 +12,7 @@ mod limits;
 mod outcome;
 mod request;
 
+pub use argument_error::{ArgumentError, shortened};
 pub use arguments::Arguments;
 pub use event::{Ended, Event, EventSink, Fold, MimeBundle, Silent, Stream};
 pub use json::{Members, count_values, kind};
@@ -21,4 +23,4 @@ pub use limits::{
 pub use outcome::{
     Answer, Dropped, ErrorCode, ExecutionError, ExecutionResult, Image, Outcome, OutputFile, PackageReport, PackageUse, Usage,
 };
-pub use request::{ArgumentError, CallDefaults, CellRequest, PackagePath, Policy, shortened};
+pub use request::{CallDefaults, CellRequest, PackagePath, Policy};

@@ -1,18 +1,15 @@
 //! What can be asked, and the one text for each way of asking wrongly.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use thiserror::Error;
 
+use crate::argument_error::{ArgumentError, shortened};
 use crate::{Arguments, Limits, kind};
 
-/// How much of a client's own words is said back to it or logged.
-const MAX_ECHOED: usize = 200;
 const ARGUMENTS: [&str; 5] = ["code", "timeout", "input_data", "requirements", "policy"];
 /// The argument, and what else models call it.
 const CODE: [&str; 5] = ["code", "python_code", "script", "source", "input"];
@@ -79,31 +76,6 @@ pub struct PackagePath {
     pub directory: PathBuf,
     /// It takes the stack's place.
     pub separate: bool,
-}
-
-/// An argument that can't be used: names the field and says what would be right.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{field}: {problem}")]
-pub struct ArgumentError {
-    /// The argument's name.
-    pub field: String,
-    /// What is wrong with it and what would be right.
-    pub problem: String,
-}
-
-impl ArgumentError {
-    /// An error about `field`.
-    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { field: shortened(&field.into()).into_owned(), problem: problem.into() }
-    }
-}
-
-/// The start of a client's own words, when they are long.
-pub fn shortened(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(MAX_ECHOED) {
-        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
-        None => text.into(),
-    }
 }
 
 impl CellRequest {

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code, reason = "the engine uses it all")]
-#[path = "../../crates/interpreter/src/kernel/frames.rs"]
+#[path = "../../crates/interpreter/src/wire/frames.rs"]
 mod frames;
 
 use frames::{BrokenFraming, Frame, HEADER, MAX_PAYLOAD, Report};

@@ -6,10 +6,11 @@
 //! was stopped proves nothing, and counts as failed, too.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use protocol::{ErrorCode, ExecutionError, ExecutionResult};
+use protocol::{ErrorCode, ExecutionError, ExecutionResult, Layer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -49,9 +50,35 @@ struct Attack {
     tries: String,
     /// Layers, or settings of the door, of which each stops it.
     #[serde(default)]
-    stopped_by: Vec<String>,
+    stopped_by: Vec<Wall>,
     #[serde(flatten)]
     weapon: Weapon,
+}
+
+/// What stops an attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Wall {
+    Layer(Layer),
+    Setting(DoorSetting),
+}
+
+/// A setting of the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum DoorSetting {
+    AllowedHosts,
+    AllowedOrigins,
+}
+
+impl fmt::Display for Wall {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Layer(layer) => layer.as_str(),
+            Self::Setting(DoorSetting::AllowedHosts) => "ALLOWED_HOSTS",
+            Self::Setting(DoorSetting::AllowedOrigins) => "ALLOWED_ORIGINS",
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -153,12 +180,12 @@ pub(crate) async fn attack(deployment: Deployment, as_json: bool) -> ExitCode {
 struct Target(Arc<Deployment>);
 
 impl Target {
-    /// Names of the layers that are reported as active.
-    async fn active_layers(&self) -> Result<Vec<String>, String> {
+    /// The layers that are reported as active, of those that this program knows.
+    async fn active_layers(&self) -> Result<Vec<Wall>, String> {
         let environment = self.call("get_environment_info", json!({})).await?;
         let layers = environment["sandbox"].as_array().ok_or("the deployment does not report its layers")?;
         let active = layers.iter().filter(|layer| layer["state"] == "active");
-        Ok(active.filter_map(|layer| layer["name"].as_str().map(str::to_owned)).collect())
+        Ok(active.filter_map(|layer| layer["name"].as_str()?.parse().ok().map(Wall::Layer)).collect())
     }
 
     async fn run(&self, code: &str, seconds: f64) -> Result<ExecutionResult, String> {
@@ -239,7 +266,7 @@ fn summarise(findings: &[Finding<'_>], as_json: bool, failed: usize, open: usize
     }
 }
 
-async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, active: &[String]) -> Result<Finding<'a>, String> {
+async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, active: &[Wall]) -> Result<Finding<'a>, String> {
     let (mut verdict, mut detail) = match &attack.weapon {
         Weapon::Program(program) => {
             let source = |code: &[String]| [prelude, code].concat().join("\n");
@@ -267,15 +294,18 @@ async fn try_one<'a>(target: &Target, prelude: &[String], attack: &'a Attack, ac
     Ok(Finding { name: &attack.name, family: &attack.family, tries: &attack.tries, verdict, detail })
 }
 
-fn got_through(attack: &Attack, active: &[String], what: &str) -> (Verdict, String) {
+fn got_through(attack: &Attack, active: &[Wall], what: &str) -> (Verdict, String) {
     match attack.stopped_by.iter().find(|layer| active.contains(layer)) {
         Some(layer) => (Verdict::Broken, format!("{layer} is active, and yet: {what}")),
         None if attack.stopped_by.is_empty() => (Verdict::Broken, what.to_owned()),
-        None => (Verdict::Open, format!("would be stopped by {}", attack.stopped_by.join(" or "))),
+        None => {
+            let walls = attack.stopped_by.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+            (Verdict::Open, format!("would be stopped by {walls}"))
+        }
     }
 }
 
-fn judge(attack: &Attack, program: &Program, result: &ExecutionResult, active: &[String]) -> (Verdict, String) {
+fn judge(attack: &Attack, program: &Program, result: &ExecutionResult, active: &[Wall]) -> (Verdict, String) {
     let last_word = result.stdout.lines().last().unwrap_or_default();
     if let Some(through) = result.stdout.lines().find(|line| line.starts_with(GOT_THROUGH)) {
         return got_through(attack, active, through);

@@ -24,6 +24,8 @@ from harness_streams import Output
 # User code may scan low descriptors; the channel sits out of the way of honest code's own.
 _CHANNEL_FD = 500
 _MAX_FDS = 1024
+# As the supervisor knows it.
+HARNESS_FAULT = 70
 # How long a spare stays idle before it runs a dummy cell, and then its stage's dummy workload.
 _IDLE_SECONDS = 0.001
 _LONG_IDLE_SECONDS = 0.02
@@ -50,7 +52,7 @@ def main(job_fds, cage, parent, spawn, kernel_warm):
         import traceback
 
         os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
-        os._exit(70)
+        os._exit(HARNESS_FAULT)
 
 
 def _serve(job_fds, cage, parent, spawn, kernel_warm):

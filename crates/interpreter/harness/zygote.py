@@ -51,15 +51,16 @@ def main(config):
     }
     heir = _heir_of_orphans() if config["find_heir"] and not namespaces.in_use() else None
     cage = Cage(config)
-    probe_paths = [config["site"], namespaces.state_directory(config["state_directory"])]
-    held.update(cage.probe(config["probe_user"], probe_paths, config["ruleset_fd"]))
+    directory = namespaces.state_directory(config["state_directory"])
+    held.update(cage.probe(config["probe_user"], [config["site"], directory], config["ruleset_fd"]))
     if config["ruleset_fd"] is not None:
         os.close(config["ruleset_fd"])
     _prepare_interpreter(config)
     _freeze()
     control = socket.socket(fileno=config["control_fd"])
     try:
-        _announce(control, holder=held, heir=heir)
+        no_shared_memory = held.pop("no_shared_memory", None)
+        _announce(control, "holder", probes=held, no_shared_memory=no_shared_memory, heir=heir, directory=directory)
         _serve(control, cage)
     except ConnectionError:  # the supervisor has ended
         os._exit(0)
@@ -67,7 +68,8 @@ def main(config):
 
 def _be_zygote(control, cage, stages):
     """In a process that was forked for it: imports what the stages have that its parent has not. Never returns."""
-    linux.set_title(f"code-interpreter: zygote {stages[-1]['name']}")
+    last = stages[-1]
+    linux.set_title(f"code-interpreter: zygote {last['name']}")
     try:
         missing = []
         for stage in stages:
@@ -75,13 +77,13 @@ def _be_zygote(control, cage, stages):
             _warm(stage["warm"])
         _freeze()
         cage.close_zygote()
-        _announce(control, ready=stages[-1]["name"], missing=missing)
-        _serve(control, cage, **stages[-1])
+        _announce(control, "ready", stage=last["name"], missing=missing)
+        _serve(control, cage, last["name"], last["kernel_warm"])
     except ConnectionError:
         os._exit(0)
     except BaseException as error:  # a library can raise whatever it likes while it is imported
         name, message = type(error).__name__, str(error)
-        control.send(_message(broken=f"{name}: {message[:_MAX_REASON]}"))
+        control.send(_message("broken", reason=f"{name}: {message[:_MAX_REASON]}"))
         os._exit(1)
 
 
@@ -120,14 +122,14 @@ def _heir_of_orphans():
         return int(answer.read())
 
 
-def _announce(control, **message):
+def _announce(control, kind, **fields):
     """Says that this process serves, with a handle on it."""
-    _send_with_handle(control, os.getpid(), message)
+    _send_with_handle(control, os.getpid(), kind, **fields)
 
 
-def _send_with_handle(control, pid, message):
+def _send_with_handle(control, pid, kind, **fields):
     fds, number = _handle(pid)
-    socket.send_fds(control, [_message(number=number, **message)], fds)
+    socket.send_fds(control, [_message(kind, number=number, **fields)], fds)
     _close_all(fds)
 
 
@@ -178,7 +180,7 @@ def _import_all(control, names):
     """Gives what the tree does not have; anything else that goes wrong is raised."""
     missing = []
     for name in names:
-        control.send(_message(importing=name))  # the last word of a process that a library ends
+        control.send(_message("importing", name=name))  # the last word of a process that a library ends
         try:
             __import__(name)
         except ModuleNotFoundError as error:
@@ -197,7 +199,7 @@ def _warm(source):
     linecache.clearcache()
 
 
-def _serve(control, cage, name="", kernel_warm="", **_):
+def _serve(control, cage, name="", kernel_warm=""):
     children = {}
     wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -217,7 +219,7 @@ def _serve(control, cage, name="", kernel_warm="", **_):
             request = json.loads(data)
             if not _fork(control, request, fds, children):
                 continue
-            if "stages" not in request:
+            if request["fork"] == "kernel":
                 linux.set_title(f"code-interpreter: kernel {name}")
                 kernel.main(fds, cage, None if namespaces.in_use() else _parent_of_fork, request, kernel_warm)
             signal.set_wakeup_fd(-1)
@@ -231,19 +233,19 @@ def _serve(control, cage, name="", kernel_warm="", **_):
 def _fork(control, request, fds, children):
     """True in the child."""
     try:
-        if "stages" in request:
+        if request["fork"] == "zygote":
             namespaces.before_zygote()
         else:
             namespaces.before_kernel()
         pid = os.fork()
     except OSError as error:
         _close_all(fds)
-        control.send(_message(failed=request["id"], reason=str(error)))
+        control.send(_message("failed", id=request["id"], reason=str(error)))
         return False
     if pid:
         _close_all(fds)
         children[pid] = request["id"]
-        _send_with_handle(control, pid, {"spawned": request["id"]})
+        _send_with_handle(control, pid, "spawned", id=request["id"])
     return pid == 0
 
 
@@ -257,7 +259,7 @@ def _reap(control, children):
             return
         identity = children.pop(pid, None)
         if identity is not None:
-            control.send(_message(exited=identity, status=os.waitstatus_to_exitcode(status)))
+            control.send(_message("exited", id=identity, status=os.waitstatus_to_exitcode(status)))
 
 
 def _close_all(fds):
@@ -265,5 +267,5 @@ def _close_all(fds):
         os.close(fd)
 
 
-def _message(**fields):
-    return json.dumps(fields).encode()
+def _message(kind, **fields):
+    return json.dumps({"kind": kind, **fields}).encode()

@@ -8,12 +8,11 @@ use std::time::Duration;
 use protocol::{CellRequest, Ended, ErrorCode, ExecutionError, Limits, Usage};
 
 use crate::kernel::{Ending, Finished, MAX_FILES, MAX_IMAGES, Report};
+use crate::wire::HARNESS_FAULT;
 
 /// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
-const MAX_TEXT: usize = 65_000;
+pub(crate) const MAX_TEXT: usize = 65_000;
 const MAX_WARNINGS: usize = 100;
-/// With what a kernel exits whose harness has failed: as in `kernel.py`.
-const HARNESS_FAULT: i32 = 70;
 
 /// The answer to a call that a fault of ours keeps from running.
 pub(crate) fn fault(what: &str) -> Ended {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
-use protocol::{CellRequest, Ended, ErrorCode, EventSink, Limits};
+use protocol::{CellRequest, Ended, ErrorCode, EventSink, Layer, Limits};
 use sandbox::{Allowed, Cgroup, Landlock, Pidfd, Protection, Reaper};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,9 @@ use self::pool::{Pool, Pools};
 pub use self::status::{EngineStatus, StageStatus};
 use crate::answer;
 use crate::error::EngineError;
-use crate::isolation::{self, Held, Isolation};
+use crate::isolation::Isolation;
 use crate::kernel::{Cell, Ending};
+use crate::probe::{Probe, Probes};
 use crate::state_dir::{self, StateDir};
 use crate::tree::{self, PythonTree};
 use crate::users::KernelUsers;
@@ -61,7 +62,7 @@ pub struct EngineConfig {
     /// What user code may do beyond its own process.
     pub allowed: Allowed,
     /// Which of [`SWITCHABLE_LAYERS`](crate::SWITCHABLE_LAYERS) are left off.
-    pub disabled_layers: Vec<String>,
+    pub disabled_layers: Vec<Layer>,
     /// Modules that a cell under the restricted policy may import.
     pub authorized_imports: Vec<String>,
     /// Folders that the code may read besides the tree.
@@ -89,14 +90,14 @@ pub(crate) struct Inner {
     pub(crate) tree: PythonTree,
     protection: Protection,
     isolation: Isolation,
-    cgroup_refused: RwLock<i32>,
+    cgroup_probe: RwLock<Probe>,
     cgroup: RwLock<Option<Arc<Cgroup>>>,
     /// What bounded this process and its zygotes before code could change it, where code is of their user and nothing keeps it.
     pub(crate) bounds: Mutex<HashMap<i32, String>>,
     /// How often memory ran out in the group, as far as was seen.
     out_of_memory_kills: AtomicU64,
     /// What was promised to the first caller; a family that holds less runs nothing.
-    held_at_first: OnceLock<Held>,
+    held_at_first: OnceLock<Probes>,
     reaper: Arc<Reaper>,
     stages: watch::Sender<WarmStages>,
     /// Times that a zygote, or the holder, was started again.
@@ -170,7 +171,7 @@ impl Engine {
                 &tree,
                 state_dir.path(),
             ),
-            cgroup_refused: RwLock::new(isolation::ENOSYS),
+            cgroup_probe: RwLock::default(),
             held_at_first: OnceLock::new(),
             tree,
             protection,
@@ -243,9 +244,10 @@ impl Engine {
             allowed: inner.config.allowed,
             disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
-            held: facts.as_ref().map(|facts| inner.held(facts.held.clone())),
+            probes: facts.as_ref().map(|facts| inner.probes(facts.probes.clone())),
             quarantined: inner.state_dir.quarantined.load(Ordering::Relaxed),
-            heir: facts.and_then(|facts| facts.heir),
+            heir: facts.as_ref().and_then(|facts| facts.heir),
+            directory: facts.map(|facts| facts.directory),
         }
     }
 

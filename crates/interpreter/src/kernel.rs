@@ -8,7 +8,6 @@ mod cell_run;
 mod channel;
 mod crash_frames;
 mod files;
-mod frames;
 mod home;
 mod intake;
 mod job;
@@ -23,10 +22,10 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::cell_run::{Cell, Ending, Finished};
 use self::channel::Channel;
-pub(crate) use self::channel::SHARED_SIZE;
-pub(crate) use self::frames::Report;
 pub(crate) use self::home::{Home, MAX_FILES, mend_state_directory};
 pub(crate) use self::intake::MAX_IMAGES;
+use crate::wire::frames;
+pub(crate) use crate::wire::frames::Report;
 
 /// A kernel that has warmed itself and waits for a cell.
 pub(crate) struct Kernel {

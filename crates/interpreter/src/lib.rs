@@ -9,14 +9,17 @@ mod engine;
 mod error;
 mod isolation;
 mod kernel;
+mod probe;
 mod state_dir;
 mod tree;
 mod users;
+mod wire;
 mod zygote;
 
 pub use engine::{Engine, EngineConfig, EngineStatus, StageStatus};
 pub use error::EngineError;
-pub use isolation::{Held, SWITCHABLE_LAYERS};
+pub use isolation::SWITCHABLE_LAYERS;
+pub use probe::{Probe, Probes};
 pub use sandbox::Allowed;
 pub use state_dir::wait_for_engines;
 pub use tree::PythonTree;

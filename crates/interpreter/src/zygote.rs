@@ -7,27 +7,27 @@
 mod holder;
 mod stage;
 mod stages;
-mod wire;
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sandbox::{Birth, ControlSocket, KernelDescriptors, Pidfd, Reaper};
-use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+#[cfg(test)]
+pub(crate) use self::holder::{BOOTSTRAP, COMMAND, MODULES};
 pub(crate) use self::holder::{Holder, HolderConfig};
 pub(crate) use self::stage::STAGES;
 pub use self::stage::{Preload, stage_for};
 pub(crate) use self::stages::{Process, Stages, State, pauses};
-pub(crate) use self::wire::ForkKernel;
-use self::wire::{ForkZygote, Message, Request, handle};
 use crate::answer::signal_name;
-use crate::isolation::Held;
+use crate::probe::Probes;
+use crate::wire::{Fork, ForkKernel, Message, Number, Request};
 
 /// How long a process may take from being asked for to being announced: other code may have stopped who forks it.
 const FORK_PATIENCE: Duration = Duration::from_secs(15);
@@ -46,9 +46,11 @@ enum Standing {
 /// What the holder has found out about the machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    pub(crate) held: Held,
+    pub(crate) probes: Probes,
     /// Who inherits orphans, where it had to be found out.
     pub(crate) heir: Option<i32>,
+    /// Where code finds the directory of its call, or of all calls.
+    pub(crate) directory: PathBuf,
 }
 
 /// A process as who forked it announces it.
@@ -102,8 +104,8 @@ impl Zygote {
     }
 
     /// Asks for a kernel.
-    pub(crate) async fn fork_kernel(&self, request: &ForkKernel<'_>, descriptors: &KernelDescriptors) -> Result<Spawned, String> {
-        self.fork(request, &descriptors.borrow()).await
+    pub(crate) async fn fork_kernel(&self, kernel: ForkKernel<'_>, descriptors: &KernelDescriptors) -> Result<Spawned, String> {
+        self.ask(&Fork::Kernel(kernel), &descriptors.borrow()).await
     }
 
     /// What it does not have of what it should have imported.
@@ -125,9 +127,9 @@ impl Zygote {
         self.facts.get()
     }
 
-    async fn fork<T: Serialize>(&self, of: &T, descriptors: &[BorrowedFd<'_>]) -> Result<Spawned, String> {
+    async fn ask(&self, fork: &Fork<'_>, descriptors: &[BorrowedFd<'_>]) -> Result<Spawned, String> {
         let id = self.requests.fetch_add(1, Ordering::Relaxed);
-        let request = serde_json::to_vec(&Request { id, of }).map_err(|error| error.to_string())?;
+        let request = serde_json::to_vec(&Request { id, fork }).map_err(|error| error.to_string())?;
         let (started, announced) = oneshot::channel();
         let (exit, exited) = oneshot::channel();
         self.waiting().insert(id, Waiting { started: Some(started), exited: Some(exit) });
@@ -200,36 +202,41 @@ impl Zygote {
     fn route(&self, message: &[u8], fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         match serde_json::from_slice(message) {
-            Ok(Message::Holder { holder, heir, number }) => {
+            Ok(Message::Holder { probes, no_shared_memory, heir, directory, number }) => {
                 self.is_known(handle(number, &mut fds));
-                tracing::debug!(held = ?holder, "the holder serves");
-                let _ = self.facts.set(Facts { held: holder, heir });
+                tracing::debug!(?probes, "the holder serves");
+                let _ = self.facts.set(Facts { probes: Probes::new(probes, no_shared_memory), heir, directory });
                 self.state.send_replace(Standing::Serving);
             }
-            Ok(Message::Ready { ready, missing, number }) => {
+            Ok(Message::Ready { stage, missing, number }) => {
                 self.is_known(handle(number, &mut fds));
-                tracing::debug!(stage = ready, ?missing, "a zygote serves");
+                tracing::debug!(stage, ?missing, "a zygote serves");
                 let _ = self.baseline_bytes.set(self.pid().map_or(0, sandbox::memory_of));
                 let _ = self.missing.set(missing);
                 self.state.send_replace(Standing::Serving);
             }
-            Ok(Message::Importing { importing }) => {
-                *self.importing.lock().unwrap_or_else(PoisonError::into_inner) = importing;
+            Ok(Message::Importing { name }) => {
+                *self.importing.lock().unwrap_or_else(PoisonError::into_inner) = name;
             }
-            Ok(Message::Broken { broken }) => {
-                self.state.send_replace(Standing::Ended(broken));
+            Ok(Message::Broken { reason }) => {
+                self.state.send_replace(Standing::Ended(reason));
             }
-            Ok(Message::Spawned { spawned, number }) => {
+            Ok(Message::Spawned { id, number }) => {
                 let process = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
-                self.announce(spawned, process.ok_or_else(|| "it ended at once".to_owned()));
+                self.announce(id, process.ok_or_else(|| "it ended at once".to_owned()));
             }
-            Ok(Message::Failed { failed, reason }) => self.announce(failed, Err(format!("the zygote could not fork: {reason}"))),
-            Ok(Message::Exited { exited, status }) => {
-                if let Some(exit) = self.waiting().remove(&exited).and_then(|waiting| waiting.exited) {
+            Ok(Message::Failed { id, reason }) => self.announce(id, Err(format!("the zygote could not fork: {reason}"))),
+            Ok(Message::Exited { id, status }) => {
+                if let Some(exit) = self.waiting().remove(&id).and_then(|waiting| waiting.exited) {
                     let _ = exit.send(status);
                 }
             }
-            Err(error) => tracing::error!(%error, "the zygote sent something that is no message"),
+            // No message is left out in silence: whoever waits for it would wait for ever.
+            Err(error) => {
+                tracing::error!(%error, "a zygote said what this program does not understand");
+                self.state.send_replace(Standing::Ended(format!("it said what is not understood: {error}")));
+                Process::end(self);
+            }
         }
     }
 
@@ -269,10 +276,10 @@ impl Process for Zygote {
     async fn fork(&self, from: Option<usize>, stage: usize) -> Result<Arc<Self>, String> {
         let (ours, theirs) = ControlSocket::pair().map_err(|error| format!("making a control socket: {error}"))?;
         let zygote = Self::new(ours, self.reaper.clone()).map_err(|error| format!("watching a control socket: {error}"))?;
-        let request = ForkZygote { stages: stage::work(from, stage) };
+        let request = Fork::Zygote { stages: stage::work(from, stage) };
         // Until it is known, it could be taken for something that a kernel has left behind.
         let birth = self.birth();
-        let spawned = Self::fork(self, &request, &[std::os::fd::AsFd::as_fd(&theirs)]).await?;
+        let spawned = self.ask(&request, &[std::os::fd::AsFd::as_fd(&theirs)]).await?;
         birth.announce_zygote(spawned.pid);
         drop(theirs);
         zygote.is_known(Some(spawned.handle));
@@ -311,5 +318,31 @@ impl Process for Zygote {
         if let Some(process) = self.process.get() {
             process.kill();
         }
+    }
+}
+
+/// The handle that came with a message: the first of its descriptors, or a number.
+fn handle(number: Option<Number>, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Pidfd> {
+    match number {
+        Some((pid, started)) => Some(Pidfd::of_number(pid, started)),
+        None => fds.next().map(Pidfd::new),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer that only the harness knows must not be taken for one that is not there, and nobody waits for ever.
+    #[tokio::test]
+    async fn a_word_that_is_not_understood_ends_the_process_and_is_told() {
+        let (ours, _theirs) = ControlSocket::pair().expect("sockets");
+        let holder = Zygote::new(ours, Arc::new(Reaper::new(false))).expect("a holder");
+        let said =
+            r#"{"kind": "holder", "probes": {"moat": 0}, "no_shared_memory": 0, "heir": null, "directory": "/", "number": null}"#;
+        holder.route(said.as_bytes(), Vec::new());
+        let served = tokio::time::timeout(Duration::from_secs(10), holder.serving()).await.expect("it is told");
+        let reason = served.expect_err("it does not serve");
+        assert!(reason.contains("moat") && reason.contains("seccomp"), "{reason}");
     }
 }

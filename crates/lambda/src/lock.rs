@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use server::{Layer, LayerState};
+use protocol::Layer;
+use server::{LayerReport, LayerState};
 
 use crate::api::Answer;
 use crate::events::{Early, Events};
@@ -83,7 +84,7 @@ impl Lock {
     }
 
     /// How it stands.
-    pub(crate) fn layer(&self) -> Layer {
+    pub(crate) fn layer(&self) -> LayerReport {
         let (state, reason) = match self.verdict() {
             Verdict::Closed => (LayerState::Active, None),
             // Code that runs runs behind it.
@@ -93,7 +94,7 @@ impl Lock {
             }
             Verdict::Otherwise(said, _) => (LayerState::Refused, Some(said)),
         };
-        Layer { name: "response_lock", state, effect: EFFECT, reason }
+        LayerReport { name: Layer::ResponseLock, state, effect: EFFECT, reason }
     }
 
     fn verdict(&self) -> Verdict {
@@ -123,6 +124,6 @@ impl Lock {
 }
 
 /// The layer of a function that does not ask.
-pub(crate) fn off(reason: &str) -> Layer {
-    Layer { name: "response_lock", state: LayerState::Off, effect: EFFECT, reason: Some(reason.to_owned()) }
+pub(crate) fn off(reason: &str) -> LayerReport {
+    LayerReport { name: Layer::ResponseLock, state: LayerState::Off, effect: EFFECT, reason: Some(reason.to_owned()) }
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use interpreter::EngineStatus;
-use server::{Layer, LayerState, Service};
+use interpreter::{EngineStatus, Probe};
+use server::{LayerReport, LayerState, Service};
 use settings::ResponseLock;
 
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -30,7 +30,7 @@ impl Probes {
     pub(crate) async fn tell(self, service: Arc<Service>) {
         let status = loop {
             let status = service.status();
-            if status.held.is_some() {
+            if status.probes.is_some() {
                 break status;
             }
             tokio::time::sleep(LOOK).await;
@@ -80,9 +80,9 @@ fn shared_memory() -> &'static str {
 }
 
 /// `name=state` of each, and the errno of those that the kernel has refused.
-fn layers(layers: &[Layer], status: &EngineStatus) -> String {
+fn layers(layers: &[LayerReport], status: &EngineStatus) -> String {
     let mut text = String::new();
-    for Layer { name, state, .. } in layers {
+    for LayerReport { name, state, .. } in layers {
         let state = match state {
             LayerState::Active => "active",
             LayerState::Refused => "refused",
@@ -90,12 +90,12 @@ fn layers(layers: &[Layer], status: &EngineStatus) -> String {
             LayerState::NotApplicable => "not_applicable",
             LayerState::Unknown => "unknown",
         };
-        let errno = status.held.as_ref().and_then(|held| held.get(*name)).filter(|errno| **errno != 0);
+        let probe = status.probes.as_ref().map_or(Probe::NotTried, |probes| probes.of(*name));
         let separator = if text.is_empty() { "" } else { " " };
         // Writing to a String can't fail.
-        let _ = match errno {
-            Some(errno) => write!(text, "{separator}{name}={state}:{errno}"),
-            None => write!(text, "{separator}{name}={state}"),
+        let _ = match probe {
+            Probe::Refused(errno) => write!(text, "{separator}{name}={state}:{errno}"),
+            Probe::Held | Probe::NotTried => write!(text, "{separator}{name}={state}"),
         };
     }
     text

@@ -8,6 +8,7 @@ mod arguments;
 mod captured;
 mod event;
 mod json;
+mod layer;
 mod limits;
 mod outcome;
 mod request;
@@ -16,6 +17,7 @@ pub use argument_error::{ArgumentError, shortened};
 pub use arguments::Arguments;
 pub use event::{Ended, Event, EventSink, Fold, MimeBundle, Silent, Stream};
 pub use json::{Members, count_values, kind};
+pub use layer::{Layer, UnknownLayer};
 pub use limits::{
     CpuSeconds, DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
     DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB,

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 pub use self::call::{Call, Door, Guard, Principal};
 use self::environment::LimitsInfo;
-pub use self::environment::{EnvironmentInfo, Layer, LayerState, require};
+pub use self::environment::{EnvironmentInfo, LayerReport, LayerState, require};
 pub(crate) use self::install::{INSTALL, requirements};
 pub use self::reports::PackageList;
 pub(crate) use self::reports::{InstallReport, PackageDetail};
@@ -44,7 +44,7 @@ pub enum StructuredContent {
 #[derive(Debug, Default)]
 pub struct DoorRules {
     /// Protections besides the engine's.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<LayerReport>,
     /// Code runs for a guarded call only.
     pub guarded: bool,
 }
@@ -54,7 +54,7 @@ pub struct Service {
     engine: Engine,
     defaults: CallDefaults,
     packages: Arc<Packages>,
-    door_layers: RwLock<Vec<Layer>>,
+    door_layers: RwLock<Vec<LayerReport>>,
     /// Code runs for a guarded call only.
     guarded: bool,
     structured_content: StructuredContent,
@@ -95,14 +95,14 @@ impl Service {
     }
 
     /// Every protection, as it stands.
-    pub fn layers(&self) -> Vec<Layer> {
+    pub fn layers(&self) -> Vec<LayerReport> {
         let mut layers = environment::layers(&self.engine.status());
         layers.extend_from_slice(&self.door_layers.read().unwrap_or_else(PoisonError::into_inner));
         layers
     }
 
     /// How the protections that the door adds stand now.
-    pub fn set_door_layers(&self, layers: Vec<Layer>) {
+    pub fn set_door_layers(&self, layers: Vec<LayerReport>) {
         *self.door_layers.write().unwrap_or_else(PoisonError::into_inner) = layers;
     }
 
@@ -244,20 +244,12 @@ impl Service {
         }
     }
 
-    /// Where a call's own directory is, as its code sees it.
-    fn call_directory(&self, status: &EngineStatus) -> String {
-        // As `namespaces.py` has it.
-        const WITH_OWN_MOUNTS: &str = "/mnt/data";
-        let has_mounts = status.held.as_ref().is_some_and(|held| held.get("namespaces") == Some(&0));
-        if has_mounts { WITH_OWN_MOUNTS.to_owned() } else { self.engine.state_dir().display().to_string() }
-    }
-
     /// `get_environment_info`
     pub fn environment(&self) -> EnvironmentInfo {
         let status = self.engine.status();
         EnvironmentInfo {
             platform: environment::platform(),
-            temp_dir: self.call_directory(&status),
+            temp_dir: status.directory.as_deref().unwrap_or(self.engine.state_dir()).display().to_string(),
             installed_packages: self
                 .packages
                 .stack()

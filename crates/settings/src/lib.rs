@@ -20,13 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command, CommandFactory, ValueEnum};
-use interpreter::{Allowed, Engine, EngineConfig, Preload, PythonTree, SWITCHABLE_LAYERS};
+use interpreter::{Allowed, Engine, EngineConfig, Preload, Probe, PythonTree, SWITCHABLE_LAYERS};
 use packages::{IndexUrl, PackagesConfig};
 use protocol::{
     DEFAULT_DISK_MB, DEFAULT_FILES_BYTES, DEFAULT_IMAGES_BYTES, DEFAULT_MEMORY_MB, DEFAULT_OUTPUT_CAP_BYTES,
-    DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
+    DEFAULT_OUTPUT_HARD_LIMIT_BYTES, DEFAULT_TIMEOUT_SECONDS, Layer, Limits, MAX_TIMEOUT_SECONDS, MIN_MEMORY_MB, Policy,
 };
 use server::{DoorRules, HttpOptions, ServedNames, Service, StructuredContent};
 
@@ -139,11 +139,11 @@ pub struct EngineSettings {
     #[command(flatten)]
     packages: PackageSettings,
     /// Layers that are left off, where they are in the way: namespaces, landlock, seccomp, cgroup.
-    #[arg(long = "disable-layer", env = "DISABLE_LAYERS", help_heading = SECURITY, value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS))]
-    disable_layers: Vec<String>,
+    #[arg(long = "disable-layer", env = "DISABLE_LAYERS", help_heading = SECURITY, value_delimiter = ',', value_parser = PossibleValuesParser::new(SWITCHABLE_LAYERS.map(Layer::as_str)).try_map(|word| word.parse::<Layer>()))]
+    disable_layers: Vec<Layer>,
     /// Layers without which the server does not start, as `code-interpreter doctor` names them.
     #[arg(long = "require-layer", env = "REQUIRE_LAYERS", help_heading = SECURITY, value_delimiter = ',')]
-    require_layers: Vec<String>,
+    require_layers: Vec<Layer>,
     /// Start a server that is root also where calls can't have users of their own: the code is root then.
     #[arg(long, env = "ALLOW_ROOT", help_heading = SECURITY, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_root: bool,
@@ -272,16 +272,13 @@ impl EngineSettings {
     /// When the code would be root and `ALLOW_ROOT` is off, with what to do about it.
     pub async fn refuse_root(&self, service: &Service) -> Result<(), String> {
         service.started().await;
-        let refused = service.status().held.and_then(|held| held.get("user_per_call").copied()).unwrap_or(0);
-        if refused == 0 || !sandbox::is_root() {
-            return Ok(());
-        }
+        let probe = service.status().probes.map_or(Probe::NotTried, |probes| probes.of(Layer::UserPerCall));
+        let Some(reason) = probe.reason().filter(|_| sandbox::is_root()) else { return Ok(()) };
         if self.allow_root {
             tracing::warn!("ALLOW_ROOT is on: the code is root, and held by the other layers alone");
             return Ok(());
         }
-        let reason = std::io::Error::from_raw_os_error(refused);
-        let hint = hint("user_per_call", service);
+        let hint = hint(Layer::UserPerCall, service);
         Err(format!(
             "the server is root, and so would the code be: it can't have a user of its own here ({reason}). {hint}; ALLOW_ROOT=true runs it as root"
         ))
@@ -361,7 +358,8 @@ impl EngineSettings {
     /// Leaving a layer off is for whoever knows what else is in its place: it is never silent.
     fn warn_of_disabled_layers(&self) {
         if !self.disable_layers.is_empty() {
-            tracing::warn!("DISABLE_LAYERS leaves off {}: the code is held by less", self.disable_layers.join(", "));
+            let names = self.disable_layers.iter().map(|layer| layer.as_str()).collect::<Vec<_>>().join(", ");
+            tracing::warn!("DISABLE_LAYERS leaves off {names}: the code is held by less");
         }
     }
 }

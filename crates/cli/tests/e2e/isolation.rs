@@ -252,8 +252,16 @@ fn a_required_layer_stops_the_start(home: Home, layer: &str, reason: &str) {
         assert_eq!(output.status.code(), Some(2), "{arguments:?} {said}");
         assert!(said.contains(layer) && said.contains(reason) && said.contains("REQUIRE_LAYERS"), "{arguments:?} {said}");
     }
-    let output = program_in(Home::Caller).args(["doctor", "--require-layer", "moat"]).output().unwrap();
-    assert!(String::from_utf8(output.stderr).unwrap().contains("there is no layer moat; there are process_per_call, "));
+    for (arguments, layer, reason) in [
+        (["doctor", "--require-layer=moat"].as_slice(), "", "there is no layer moat; there are process_per_call, "),
+        (&["serve"], "seccomp,moat", "there is no layer moat; there are process_per_call, "),
+        (&["serve"], "response_lock", "there is no layer response_lock here; there are process_per_call, "),
+    ] {
+        let output = program_in(home).args(arguments).env("PORT", "0").env(variable("REQUIRE_LAYERS"), layer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(reason), "{arguments:?} {layer} {said}");
+        assert!(layer.is_empty() || said.contains("REQUIRE_LAYERS"), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
+use protocol::Layer;
 use sandbox::{Cgroup, Pidfd};
 
 use super::{Inner, START_PATIENCE};
-use crate::isolation::{self, Held};
+use crate::probe::{Probe, Probes};
 use crate::zygote::{self, Holder, HolderConfig, Process, STAGES, Stages, Zygote};
 
 /// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
@@ -78,8 +79,8 @@ impl Inner {
         let cgroup = inner.make_cgroup().and_then(|cgroup| cgroup.add(pid).map(|()| Arc::new(cgroup)));
         *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = cgroup.as_ref().ok().cloned();
         inner.out_of_memory_kills.store(0, Ordering::Relaxed);
-        *inner.cgroup_refused.write().unwrap_or_else(PoisonError::into_inner) =
-            cgroup.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(isolation::ENOSYS));
+        let probe = cgroup.as_ref().map_or_else(Probe::from, |_| Probe::Held);
+        *inner.cgroup_probe.write().unwrap_or_else(PoisonError::into_inner) = probe;
         let _context = runtime.enter();
         tokio::spawn(Self::open(Arc::downgrade(inner), zygote));
         Ok((child, cgroup.ok()))
@@ -122,8 +123,8 @@ impl Inner {
 
     /// The group around all kernels: room for every call at its limits, and for what is warm.
     fn make_cgroup(&self) -> std::io::Result<Cgroup> {
-        if !self.isolation.is_on("cgroup") {
-            return Err(std::io::Error::from_raw_os_error(isolation::ENOSYS));
+        if !self.isolation.is_on(Layer::Cgroup) {
+            return Err(std::io::ErrorKind::Unsupported.into());
         }
         let limits = &self.config.limits;
         let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
@@ -139,13 +140,12 @@ impl Inner {
         now > kills
     }
 
-    /// What held: as the zygote tried it, with the rest.
-    pub(super) fn held(&self, tried: Held) -> Held {
-        let mut held = self.isolation.complete(tried);
-        if self.isolation.is_on("cgroup") {
-            let refused = *self.cgroup_refused.read().unwrap_or_else(PoisonError::into_inner);
-            held.insert("cgroup".to_owned(), refused);
+    /// What came of trying the layers: as the holder tells it, with the rest.
+    pub(super) fn probes(&self, tried: Probes) -> Probes {
+        let mut probes = self.isolation.complete(tried);
+        if self.isolation.is_on(Layer::Cgroup) {
+            probes.set(Layer::Cgroup, *self.cgroup_probe.read().unwrap_or_else(PoisonError::into_inner));
         }
-        held
+        probes
     }
 }

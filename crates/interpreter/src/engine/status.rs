@@ -1,9 +1,12 @@
 //! How an engine stands, for `/health`, `doctor` and the report of its layers.
 
+use std::path::PathBuf;
+
+use protocol::Layer;
 use sandbox::Allowed;
 use serde::Serialize;
 
-use crate::isolation::Held;
+use crate::probe::Probes;
 
 /// How the engine stands.
 #[derive(Clone, Debug, Serialize)]
@@ -29,16 +32,20 @@ pub struct EngineStatus {
     pub allowed: Allowed,
     /// Layers the operator has switched off.
     #[serde(skip)]
-    pub disabled: Vec<String>,
+    pub disabled: Vec<Layer>,
     /// The version of the kernel's Landlock; `None` without one.
     pub landlock_abi: Option<i32>,
-    /// The errno of each layer tried at start, 0 where it held; `None` until the first zygote is up.
-    pub held: Option<Held>,
+    /// What came of trying the layers; `None` until the holder serves. Told as errnos, 0 where one held.
+    #[serde(rename = "held")]
+    pub probes: Option<Probes>,
     /// Calls after which something could not be ended or removed: their directories and users are not used again.
     pub quarantined: usize,
     /// Who inherits orphans of kernels, where the supervisor does not.
     #[serde(skip)]
     pub heir: Option<i32>,
+    /// Where code finds the directory of its call, or of all calls; `None` until the holder serves.
+    #[serde(skip)]
+    pub directory: Option<PathBuf>,
 }
 
 /// How a stage stands.

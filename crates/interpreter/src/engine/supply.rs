@@ -9,14 +9,15 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use protocol::Layer;
 use sandbox::KernelProcess;
 use tokio::sync::{oneshot, watch};
 
 use super::{Inner, WarmStages};
-use crate::isolation::Isolation;
-use crate::kernel::{Home, Kernel, SHARED_SIZE, Seen, mend_state_directory};
+use crate::kernel::{Home, Kernel, Seen, mend_state_directory};
 use crate::users::KernelUser;
-use crate::zygote::{ForkKernel, Process, STAGES, State, Zygote};
+use crate::wire::{ForkKernel, SHARED_SIZE};
+use crate::zygote::{Process, STAGES, State, Zygote};
 
 /// When the next spare is started: this long after the call that took one has ended, so that its answer goes first, or
 /// after it has run this long. A fork beside a short call costs the call more than it gains.
@@ -65,17 +66,17 @@ impl Inner {
 
     async fn start_kernel_at(&self, holder: &Zygote, zygote: &Zygote) -> Result<Kernel, String> {
         let facts = holder.facts().cloned().ok_or("the holder does not serve")?;
-        let contained = facts.held.get("namespaces") == Some(&0);
+        let contained = facts.probes.hold(Layer::Namespaces);
         if !contained {
             self.remember_bounds([holder, zygote].into_iter().filter_map(Zygote::pid));
         }
-        let held = self.held(facts.held);
-        if let Some(lost) = Isolation::lost(self.held_at_first.get_or_init(|| held.clone()), &held) {
+        let probes = self.probes(facts.probes);
+        if let Some(lost) = self.held_at_first.get_or_init(|| probes.clone()).lost(&probes) {
             // It may have been refused for a moment only: the next holder tries again.
             holder.end();
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
-        let user = if sandbox::is_root() && held.get("user_per_call") == Some(&0) {
+        let user = if sandbox::is_root() && probes.hold(Layer::UserPerCall) {
             Some(self.users.take().ok_or("every kernel user is in use")?)
         } else if sandbox::is_root() && !self.config.allow_root {
             return Err("it would run as root, and ALLOW_ROOT is off".to_owned());
@@ -99,7 +100,7 @@ impl Inner {
         let request = ForkKernel { dir: directory, uid, site: &site, file_size_bytes, processes };
         // Where its end is not the end of all it started, a child of the zygote that nobody knows must be told from it.
         let birth = (!contained).then(|| self.reaper.birth());
-        let spawned = zygote.fork_kernel(&request, &theirs).await?;
+        let spawned = zygote.fork_kernel(request, &theirs).await?;
         drop(theirs);
         if let Some(birth) = birth {
             birth.announce(spawned.pid);
@@ -107,7 +108,7 @@ impl Inner {
         let death = spawned.handle.death().map_err(|error| error.to_string())?;
         let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id), contained);
         // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
-        let sees_descriptors = uid.is_some() || contained || held.get("landlock") == Some(&0);
+        let sees_descriptors = uid.is_some() || contained || probes.hold(Layer::Landlock);
         let own_network = contained && !self.config.allowed.network;
         let seen = Seen { baseline_bytes: zygote.baseline_bytes(), descriptors: sees_descriptors, own_network };
         let mut kernel = Kernel::new(process, ours, death, spawned.exited, seen, self.reaper.clone(), home)

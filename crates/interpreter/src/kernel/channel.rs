@@ -14,12 +14,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use sandbox::SupervisorDescriptors;
 use tokio::io::unix::AsyncFd;
 
-use super::frames::{self, Frame};
 use super::intake::{Asked, Intake};
+use crate::wire::frames::{self, Frame};
+use crate::wire::{SHARED_HEADER, SHARED_SIZE};
 
-/// Size of the memory in which a kernel keeps output it has not sent: as in `streams.py`.
-pub(crate) const SHARED_SIZE: u64 = 1 << 16;
-const SHARED_HEADER: u64 = 8;
 const READ_SIZE: usize = 16 << 10;
 /// The most that a pipe can hold (`fs.pipe-max-size`): what comes after it came later.
 const PIPE_BYTES: u64 = 1 << 20;

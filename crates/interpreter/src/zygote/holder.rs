@@ -1,24 +1,23 @@
 //! How the holder is started, and with what.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 
+use protocol::Layer;
 use sandbox::{ChildDescriptor, ControlSocket, Landlock, Pidfd, Reaper};
 
 use super::Zygote;
 use super::stages::Process;
-use super::wire::{Config, Start};
-use crate::PythonTree;
 use crate::isolation::Isolation;
-use crate::tree::MATPLOTLIB;
+use crate::tree::{MATPLOTLIB, PythonTree};
+use crate::wire::{Config, OwnMountRights, Start};
 
 /// Short, for it is what `ps` shows until the process gives itself a title.
-const COMMAND: &str = "import json, os; start = json.load(os.fdopen(3)); exec(start['bootstrap'])";
-const BOOTSTRAP: &str = include_str!("../../harness/bootstrap.py");
-const MODULES: [(&str, &str); 16] = [
+pub(crate) const COMMAND: &str = "import json, os; start = json.load(os.fdopen(3)); exec(start['bootstrap'])";
+pub(crate) const BOOTSTRAP: &str = include_str!("../../harness/bootstrap.py");
+pub(crate) const MODULES: [(&str, &str); 16] = [
     ("harness_zygote", include_str!("../../harness/zygote.py")),
     ("harness_cage", include_str!("../../harness/cage.py")),
     ("harness_namespaces", include_str!("../../harness/namespaces.py")),
@@ -86,13 +85,13 @@ impl Holder {
                 shared_memory_bytes: config.shared_memory_bytes,
                 probe_user: config.probe_user,
                 find_heir: !config.inherits_orphans,
-                namespaces: isolation.is_on("namespaces"),
+                namespaces: isolation.is_on(Layer::Namespaces),
                 seccomp: &isolation.seccomp,
                 proc_file_rights: of_landlock(Landlock::proc_file_rights),
-                own_mount_rights: BTreeMap::from([
-                    ("/proc", of_landlock(Landlock::proc_rights)),
-                    ("/dev/shm", of_landlock(Landlock::shared_memory_rights)),
-                ]),
+                own_mount_rights: OwnMountRights {
+                    proc: of_landlock(Landlock::proc_rights),
+                    shared_memory: of_landlock(Landlock::shared_memory_rights),
+                },
                 landlock_scopes_signals: landlock.is_some_and(Landlock::scopes_signals),
                 allow_network: isolation.allowed.network,
                 allow_subprocess: isolation.allowed.subprocess,

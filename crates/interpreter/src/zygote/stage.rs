@@ -5,7 +5,7 @@
 
 use memchr::memmem;
 
-use super::wire::StageWork;
+use crate::wire::StageWork;
 
 /// One warm process: what it has imported on top of the stage before.
 pub(crate) struct Stage {

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use interpreter::EngineStatus;
-use protocol::{Limits, Policy};
+use interpreter::{EngineStatus, Probe};
+use protocol::{Layer, Limits, Policy};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ pub struct EnvironmentInfo {
     /// What the code may say: `open`, or `restricted` to authorised imports.
     pub policy: Policy,
     /// What isolates a call from the machine and from other calls, as tried at start.
-    pub sandbox: Vec<Layer>,
+    pub sandbox: Vec<LayerReport>,
 }
 
 /// Limits in plain units.
@@ -85,9 +85,11 @@ pub enum LayerState {
 
 /// One protection.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Layer {
+#[schemars(rename = "Layer")]
+pub struct LayerReport {
     /// Its name.
-    pub name: &'static str,
+    #[schemars(with = "String")]
+    pub name: Layer,
     /// How it stands.
     pub state: LayerState,
     /// What it does.
@@ -98,151 +100,168 @@ pub struct Layer {
     pub reason: Option<String>,
 }
 
-fn by_us(name: &'static str, effect: &'static str) -> Layer {
-    of_supervisor(name, true, effect)
+/// Every protection of the engine, as it stands in this process. Those of a door are the door's to tell.
+pub(crate) fn layers(status: &EngineStatus) -> Vec<LayerReport> {
+    let of_engine = Layer::ALL.iter().filter_map(|layer| Some((*layer, effect(*layer)?)));
+    let report = |(name, effect)| {
+        let Standing { state, reason } = standing(name, status);
+        LayerReport { name, state, effect, reason }
+    };
+    of_engine.map(report).collect()
 }
 
-fn of_supervisor(name: &'static str, held: bool, effect: &'static str) -> Layer {
-    Layer { name, state: if held { LayerState::Active } else { LayerState::Refused }, effect, reason: None }
+/// What a layer does; none for one that is not the engine's.
+fn effect(layer: Layer) -> Option<&'static str> {
+    Some(match layer {
+        Layer::ProcessPerCall => "each call has a process of its own that is killed with all it started",
+        Layer::ScrubbedEnvironment => "the code's environment is built from nothing",
+        Layer::ResourceLimits => "memory, CPU, file size, descriptors, processes, no core files",
+        Layer::NonDumpableSupervisor => "the code can't read the server's memory or environment",
+        Layer::Subreaper => "daemons the code leaves behind are found by descent",
+        Layer::NoNewPrivileges => "set-user-id programs give the code no rights",
+        Layer::NonDumpableKernels => "calls can't read one another's memory",
+        Layer::Namespaces => {
+            "each call is the first process of its own PID namespace and ends with all in it; mounts, IPC and host name are apart"
+        }
+        Layer::NetworkNamespace => "the code has a network of its own with nothing in it",
+        Layer::UserPerCall => "a server that is root runs each call as another, powerless user",
+        Layer::NoCapabilities => "the code has none of root's rights",
+        Layer::Landlock => "the code reads the interpreter and the system's libraries, and writes to its own directory",
+        Layer::LandlockTcp => "the code can't connect or listen by TCP, whatever socket it has",
+        Layer::LandlockSignals => "the code can't signal processes or reach abstract sockets outside of its own call",
+        Layer::Cgroup => "all calls together can't take the machine's memory or processes",
+        Layer::NoNetwork => "no sockets beyond the machine's own, no DNS",
+        Layer::NoSubprocess => "no programs can be started",
+        Layer::NoConnections => "the sockets of the machine's services, and of other calls, can't be connected to",
+        Layer::OwnSignals => "system calls that signal another process than the code's own are refused",
+        Layer::SharedMemory => "what the code leaves in /dev/shm is no other call's",
+        Layer::NetworkUnreachable => "an address beyond the machine was tried from behind all layers, and there is no way",
+        Layer::Seccomp => "system calls that exploits and escapes need are refused",
+        Layer::ResponseLock => return None,
+    })
 }
 
-/// Every protection, as it stands in this process.
-pub(crate) fn layers(status: &EngineStatus) -> Vec<Layer> {
-    let off = |name, effect, setting: &str| Layer { name, state: LayerState::Off, effect, reason: Some(setting.to_owned()) };
-    let tried = |name: &'static str, effect| {
-        if status.disabled.iter().any(|disabled| disabled == name) {
-            return off(name, effect, "DISABLE_LAYERS names it");
+/// How a layer stands, and why it is not active.
+struct Standing {
+    state: LayerState,
+    reason: Option<String>,
+}
+
+impl Standing {
+    fn of(state: LayerState, reason: impl Into<Option<String>>) -> Self {
+        Self { state, reason: reason.into() }
+    }
+
+    fn off(why: &str) -> Self {
+        Self::of(LayerState::Off, why.to_owned())
+    }
+
+    /// What the supervisor has done itself.
+    fn done(held: bool) -> Self {
+        Self::of(if held { LayerState::Active } else { LayerState::Refused }, None)
+    }
+
+    fn is_active(&self) -> bool {
+        self.state == LayerState::Active
+    }
+
+    /// Off where the operator's setting opens what the layer closes.
+    fn unless(self, is_on: bool, setting: &str) -> Self {
+        if is_on { Self::off(&format!("{setting} is on")) } else { self }
+    }
+}
+
+/// Some stand by themselves, the rest on others: those are asked for in turn.
+fn standing(layer: Layer, status: &EngineStatus) -> Standing {
+    let allowed = &status.allowed;
+    let of = |layer| standing(layer, status);
+    let any_active = |layers: &[Layer]| layers.iter().any(|layer| of(*layer).is_active());
+    match layer {
+        // By construction.
+        Layer::ProcessPerCall | Layer::ScrubbedEnvironment | Layer::ResourceLimits => Standing::done(true),
+        Layer::NonDumpableSupervisor => Standing::done(status.supervisor_non_dumpable),
+        Layer::Subreaper => Standing::done(status.supervisor_subreaper),
+        // See `let_the_supervisor_look` in `cage.py`.
+        Layer::NonDumpableKernels if !any_active(&[Layer::UserPerCall]) && any_active(&[Layer::Namespaces, Layer::Landlock]) => {
+            let reason = "namespaces or Landlock keep calls apart, and the server looks at what they have open";
+            Standing::of(LayerState::NotApplicable, reason.to_owned())
         }
-        let errno = status.held.as_ref().map(|held| held.get(name).copied());
-        let (state, reason) = match errno {
-            None => (LayerState::Unknown, None),
-            Some(None) => (LayerState::NotApplicable, None),
-            Some(Some(0)) => (LayerState::Active, None),
-            Some(Some(errno)) => (LayerState::Refused, Some(std::io::Error::from_raw_os_error(errno).to_string())),
-        };
-        Layer { name, state, effect, reason }
-    };
-    let seccomp = tried("seccomp", "system calls that exploits and escapes need are refused");
-    // What is denied by the filter alone holds where the filter does.
-    let by_seccomp = |name, allowed: bool, setting: &str, effect| {
-        if allowed {
-            off(name, effect, &format!("{setting} is on"))
-        } else {
-            Layer { name, state: seccomp.state, effect, reason: seccomp.reason.clone() }
+        Layer::NoNewPrivileges
+        | Layer::NonDumpableKernels
+        | Layer::Namespaces
+        | Layer::UserPerCall
+        | Layer::NoCapabilities
+        | Layer::Landlock
+        | Layer::Cgroup
+        | Layer::Seccomp => tried(layer, status),
+        Layer::NetworkNamespace => of(Layer::Namespaces).unless(allowed.network, "ALLOW_NETWORK"),
+        Layer::LandlockTcp => {
+            let landlock = of(Layer::Landlock);
+            if landlock.is_active() { since(4, landlock, status).unless(allowed.network, "ALLOW_NETWORK") } else { landlock }
         }
-    };
-    let namespaces = tried(
-        "namespaces",
-        "each call is the first process of its own PID namespace and ends with all in it; mounts, IPC and host name are apart",
-    );
-    let network_namespace = |name, effect| {
-        if status.allowed.network {
-            off(name, effect, "ALLOW_NETWORK is on")
-        } else {
-            Layer { name, state: namespaces.state, effect, reason: namespaces.reason.clone() }
+        Layer::LandlockSignals => since(6, of(Layer::Landlock), status),
+        // What is denied by the filter alone holds where the filter does.
+        Layer::NoNetwork => of(Layer::Seccomp).unless(allowed.network, "ALLOW_NETWORK"),
+        Layer::NoSubprocess => of(Layer::Seccomp).unless(allowed.subprocess, "ALLOW_SUBPROCESS"),
+        Layer::NoConnections if any_active(&[Layer::Namespaces]) => {
+            Standing::of(LayerState::NotApplicable, "no path leads to them".to_owned())
         }
-    };
-    let landlock =
-        tried("landlock", "the code reads the interpreter and the system's libraries, and writes to its own directory");
-    let by_landlock = |name, needs: i32, effect| match (landlock.state, status.landlock_abi) {
-        (LayerState::Active, _) if status.allowed.network && name == "landlock_tcp" => off(name, effect, "ALLOW_NETWORK is on"),
-        (LayerState::Active, Some(abi)) if abi < needs => {
-            let reason = format!("the kernel's Landlock is version {abi}, and this came with {needs}");
-            Layer { name, state: LayerState::Refused, effect, reason: Some(reason) }
+        Layer::NoConnections => {
+            of(Layer::Seccomp).unless(allowed.unix_sockets, "ALLOW_UNIX_SOCKETS").unless(allowed.network, "ALLOW_NETWORK")
         }
-        (state, _) => Layer { name, state, effect, reason: landlock.reason.clone() },
-    };
-    let user_per_call = tried("user_per_call", "a server that is root runs each call as another, powerless user");
-    let landlock_signals =
-        by_landlock("landlock_signals", 6, "the code can't signal processes or reach abstract sockets outside of its own call");
-    let active = |layer: &Layer| layer.state == LayerState::Active;
-    let own_signals = |name, effect| {
-        let reason = seccomp.reason.clone();
         // The harness puts the filter on where none of these holds signals back.
-        let elsewhere = [&namespaces, &user_per_call, &landlock_signals].into_iter().any(active);
-        let state = if elsewhere { LayerState::NotApplicable } else { seccomp.state };
-        Layer { name, state, effect, reason: reason.filter(|_| !elsewhere) }
-    };
-    let shared_memory = |name, effect| {
-        let holds = [&namespaces, &user_per_call].into_iter().any(active) || active(&tried("no_shared_memory", ""));
-        let (state, reason) = if holds { (LayerState::Active, None) } else { (namespaces.state, namespaces.reason.clone()) };
-        Layer { name, state, effect, reason }
-    };
-    let network_unreachable = |name, effect| {
-        if status.allowed.network {
-            return off(name, effect, "ALLOW_NETWORK is on");
+        Layer::OwnSignals if any_active(&[Layer::Namespaces, Layer::UserPerCall, Layer::LandlockSignals]) => {
+            Standing::of(LayerState::NotApplicable, None)
         }
-        let mut layer = tried(name, effect);
-        layer.reason = layer.reason.map(|_| "there is a way from here into a network".to_owned());
-        layer
+        Layer::OwnSignals => of(Layer::Seccomp),
+        Layer::SharedMemory => {
+            let has_none = status.probes.as_ref().is_some_and(|probes| probes.no_shared_memory == Probe::Held);
+            if has_none || any_active(&[Layer::UserPerCall]) { Standing::done(true) } else { of(Layer::Namespaces) }
+        }
+        Layer::NetworkUnreachable => {
+            let tried = tried(layer, status);
+            let reason = tried.reason.map(|_| "there is a way from here into a network".to_owned());
+            Standing { reason, ..tried }.unless(allowed.network, "ALLOW_NETWORK")
+        }
+        Layer::ResponseLock => Standing::of(LayerState::NotApplicable, None),
+    }
+}
+
+/// As the holder, or the supervisor, found when it was tried.
+fn tried(layer: Layer, status: &EngineStatus) -> Standing {
+    if status.disabled.contains(&layer) {
+        return Standing::off("DISABLE_LAYERS names it");
+    }
+    let Some(probes) = &status.probes else { return Standing::of(LayerState::Unknown, None) };
+    let probe = probes.of(layer);
+    let state = match probe {
+        Probe::Held => LayerState::Active,
+        Probe::Refused(_) => LayerState::Refused,
+        Probe::NotTried => LayerState::NotApplicable,
     };
-    let looked_into = !active(&user_per_call) && [&namespaces, &landlock].into_iter().any(active);
-    let non_dumpable_kernels = kernels(tried("non_dumpable_kernels", "calls can't read one another's memory"), looked_into);
-    vec![
-        by_us("process_per_call", "each call has a process of its own that is killed with all it started"),
-        by_us("scrubbed_environment", "the code's environment is built from nothing"),
-        by_us("resource_limits", "memory, CPU, file size, descriptors, processes, no core files"),
-        of_supervisor(
-            "non_dumpable_supervisor",
-            status.supervisor_non_dumpable,
-            "the code can't read the server's memory or environment",
-        ),
-        of_supervisor("subreaper", status.supervisor_subreaper, "daemons the code leaves behind are found by descent"),
-        tried("no_new_privileges", "set-user-id programs give the code no rights"),
-        non_dumpable_kernels,
-        namespaces.clone(),
-        network_namespace("network_namespace", "the code has a network of its own with nothing in it"),
-        user_per_call.clone(),
-        tried("no_capabilities", "the code has none of root's rights"),
-        landlock.clone(),
-        by_landlock("landlock_tcp", 4, "the code can't connect or listen by TCP, whatever socket it has"),
-        landlock_signals.clone(),
-        tried("cgroup", "all calls together can't take the machine's memory or processes"),
-        by_seccomp("no_network", status.allowed.network, "ALLOW_NETWORK", "no sockets beyond the machine's own, no DNS"),
-        by_seccomp("no_subprocess", status.allowed.subprocess, "ALLOW_SUBPROCESS", "no programs can be started"),
-        no_connections(status, &namespaces, &seccomp),
-        own_signals("own_signals", "system calls that signal another process than the code's own are refused"),
-        shared_memory("shared_memory", "what the code leaves in /dev/shm is no other call's"),
-        network_unreachable(
-            "network_unreachable",
-            "an address beyond the machine was tried from behind all layers, and there is no way",
-        ),
-        seccomp.clone(),
-    ]
+    Standing::of(state, probe.reason().map(|reason| reason.to_string()))
 }
 
-/// Where there are no mounts that hide them.
-fn no_connections(status: &EngineStatus, namespaces: &Layer, seccomp: &Layer) -> Layer {
-    let effect = "the sockets of the machine's services, and of other calls, can't be connected to";
-    let layer = |state, reason| Layer { name: "no_connections", state, effect, reason };
-    if namespaces.state == LayerState::Active {
-        return layer(LayerState::NotApplicable, Some("no path leads to them".to_owned()));
+/// What Landlock can since this version.
+fn since(version: i32, landlock: Standing, status: &EngineStatus) -> Standing {
+    match status.landlock_abi {
+        Some(abi) if landlock.is_active() && abi < version => {
+            let reason = format!("the kernel's Landlock is version {abi}, and this came with {version}");
+            Standing::of(LayerState::Refused, reason)
+        }
+        _ => landlock,
     }
-    let opened = [(status.allowed.network, "ALLOW_NETWORK is on"), (status.allowed.unix_sockets, "ALLOW_UNIX_SOCKETS is on")];
-    match opened.iter().find(|(open, _)| *open) {
-        Some((_, setting)) => layer(LayerState::Off, Some((*setting).to_owned())),
-        None => layer(seccomp.state, seccomp.reason.clone()),
-    }
-}
-
-/// Where the supervisor has to look at the descriptors of kernels: see `let_the_supervisor_look` in `cage.py`.
-fn kernels(non_dumpable: Layer, looked_into: bool) -> Layer {
-    let reason = "namespaces or Landlock keep calls apart, and the server looks at what they have open";
-    if looked_into {
-        return Layer { state: LayerState::NotApplicable, reason: Some(reason.to_owned()), ..non_dumpable };
-    }
-    non_dumpable
 }
 
 /// Whether each of the layers the operator insists on is active.
 ///
 /// # Errors
 /// Names the first that is not, why, and what to do.
-pub fn require(layers: &[Layer], required: &[String]) -> Result<(), String> {
+pub fn require(layers: &[LayerReport], required: &[Layer]) -> Result<(), String> {
     for name in required {
-        let Some(layer) = layers.iter().find(|layer| layer.name == name) else {
-            let known = layers.iter().map(|layer| layer.name).collect::<Vec<_>>().join(", ");
-            return Err(format!("REQUIRE_LAYERS: there is no layer {name}; there are {known}"));
+        let Some(layer) = layers.iter().find(|layer| layer.name == *name) else {
+            let known = layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(format!("REQUIRE_LAYERS: there is no layer {name} here; there are {known}"));
         };
         if layer.state != LayerState::Active {
             let reason = layer.reason.as_deref().unwrap_or("it does not apply here");

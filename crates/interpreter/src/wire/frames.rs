@@ -1,4 +1,4 @@
-//! Decodes what a kernel sends: `kind: u8, length: u32 (little endian), payload`.
+//! What a kernel sends, and how it is decoded: `kind: u8, length: u32 (little endian), payload`.
 //!
 //! Rule: the length is checked before a byte of the payload is stored.
 
@@ -8,10 +8,39 @@ use serde::Deserialize;
 /// The longest payload of a frame, in bytes. The largest honest one is an image of 5 MB.
 pub(crate) const MAX_PAYLOAD: usize = 6 << 20;
 /// The longest report: an honest one has a value, a traceback and notes, of 64,000 characters at most the first two.
-const MAX_REPORT: usize = 1 << 20;
+pub(crate) const MAX_REPORT: usize = 1 << 20;
 
 /// What a frame takes besides its payload, in bytes.
 pub(crate) const HEADER: usize = 5;
+
+/// The first byte of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Handover = b'H',
+    Ready = b'R',
+    Begun = b'B',
+    Stdout = b'O',
+    Stderr = b'E',
+    Image = b'I',
+    Report = b'V',
+    End = b'Z',
+    Sync = b'S',
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 9] =
+        [Self::Handover, Self::Ready, Self::Begun, Self::Stdout, Self::Stderr, Self::Image, Self::Report, Self::End, Self::Sync];
+
+    fn of(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
+    }
+
+    /// The longest payload, in bytes.
+    fn longest(self) -> usize {
+        if matches!(self, Self::Report | Self::End) { MAX_REPORT } else { MAX_PAYLOAD }
+    }
+}
 
 /// One frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +67,8 @@ pub(crate) enum Frame {
 
 /// What the kernel claims about the cell it ran.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Report {
     pub(crate) value: Option<String>,
     pub(crate) error: Option<ReportedError>,
@@ -55,6 +86,8 @@ impl Report {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ReportedError {
     #[serde(rename = "type")]
     pub(crate) kind: String,
@@ -74,10 +107,7 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
         return Ok(None);
     };
     let length = u32::from_le_bytes(*length) as usize;
-    let longest = if b"VZ".contains(&kind) { MAX_REPORT } else { MAX_PAYLOAD };
-    if length > longest || !b"HRBOEIVZS".contains(&kind) {
-        return Err(BrokenFraming);
-    }
+    let kind = Kind::of(kind).filter(|kind| length <= kind.longest()).ok_or(BrokenFraming)?;
     if buffer.len() < HEADER + length {
         buffer.reserve(HEADER + length - buffer.len());
         return Ok(None);
@@ -85,15 +115,15 @@ pub(crate) fn next(buffer: &mut BytesMut) -> Result<Option<Frame>, BrokenFraming
     buffer.advance(HEADER);
     let payload = buffer.split_to(length).freeze();
     Ok(Some(match kind {
-        b'H' => Frame::Handover,
-        b'R' => Frame::Ready,
-        b'B' => Frame::Begun,
-        b'O' => Frame::Stdout(payload),
-        b'E' => Frame::Stderr(payload),
-        b'I' => Frame::Image(payload),
-        b'V' => Frame::Report(payload),
-        b'Z' => Frame::End(payload),
-        _ => Frame::Sync,
+        Kind::Handover => Frame::Handover,
+        Kind::Ready => Frame::Ready,
+        Kind::Begun => Frame::Begun,
+        Kind::Stdout => Frame::Stdout(payload),
+        Kind::Stderr => Frame::Stderr(payload),
+        Kind::Image => Frame::Image(payload),
+        Kind::Report => Frame::Report(payload),
+        Kind::End => Frame::End(payload),
+        Kind::Sync => Frame::Sync,
     }))
 }
 

@@ -4,8 +4,9 @@
 //! does one that silently starts.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::{Home, Server, program_in, variable};
 
@@ -261,6 +262,19 @@ fn a_required_layer_stops_the_start(home: Home, layer: &str, reason: &str) {
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && said.contains(reason), "{arguments:?} {layer} {said}");
         assert!(layer.is_empty() || said.contains("REQUIRE_LAYERS"), "{said}");
+    }
+}
+
+/// By the code's own word, whatever mounts it has.
+#[tokio::test]
+async fn the_place_for_temporary_files_is_where_the_code_is() {
+    for disabled in [[].as_slice(), &[("DISABLE_LAYERS", "namespaces")]] {
+        let server = Server::with(Home::Caller, &[&[("PRELOAD", "core")], disabled].concat());
+        let found = server.run("import os, tempfile; print(os.getcwd()); print(tempfile.gettempdir())").await;
+        let told = server.call("get_environment_info", json!({})).await["result"]["structuredContent"].clone();
+        for place in found["stdout"].as_str().unwrap().lines() {
+            assert!(Path::new(place).starts_with(told["temp_dir"].as_str().unwrap()), "{told:#} {found:#}");
+        }
     }
 }
 

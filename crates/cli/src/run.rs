@@ -1,6 +1,7 @@
 //! `code-interpreter run`: one piece of Python, its output where a person expects it.
 //!
 //! Rule: exit codes are the contract's: 0, 1 (Python error), 124 (timeout), 137 (killed by a limit), else the code's own.
+//! Who asks for JSON gets JSON, also when an argument can't be used.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,7 +11,8 @@ use std::task::{Context, Poll};
 
 use clap::Args;
 use interpreter::Preload;
-use protocol::{Arguments, Event, EventSink, OutputFile, Stream};
+use protocol::{ArgumentError, Arguments, CellRequest, ErrorCode, Event, EventSink, Outcome, OutputFile, Stream};
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use server::{Call, Door, DoorRules};
@@ -70,23 +72,15 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
         config.limits.files_bytes = usize::try_from(config.limits.disk_bytes).unwrap_or(usize::MAX);
     }
     let service = settings.start_with(config, true, DoorRules::default()).await?;
-    let mut call = vec![("code", to_raw_value(&code))];
-    if let Some(seconds) = arguments.timeout {
-        call.push(("timeout", to_raw_value(&seconds)));
-    }
-    if let Some(text) = &arguments.input_data {
-        let text = RawValue::from_string(text.clone()).map_err(|error| format!("--input-data: not JSON: {error}"))?;
-        call.push(("input_data", Ok(text)));
-    }
-    call.push(("requirements", to_raw_value(&arguments.requirements)));
-    let call = call.into_iter().map(|(name, value)| Ok((name.to_owned(), value.map_err(|error| format!("{name}: {error}"))?)));
-    let call = Arguments::new(call.collect::<Result<Vec<_>, String>>()?).map_err(|error| error.to_string())?;
-    let request = service.check(call).map_err(|error| error.to_string())?;
-    let longest = request.limits.timeout.as_secs_f64();
-    // A model is given what can be had; a person can say what is meant instead.
-    if let Some(asked) = arguments.timeout.filter(|asked| *asked > longest) {
-        return Err(format!("timeout: must be more than 0 and at most {longest} seconds, not {asked}; MAX_TIMEOUT allows more"));
-    }
+    let request = call(arguments, &code).and_then(|call| service.check(call));
+    let request = match request.and_then(|request| within(request, arguments.timeout)) {
+        Ok(request) => request,
+        Err(error) if arguments.json => {
+            let outcome = Outcome::refused_as(ErrorCode::InvalidArgument, "ArgumentError", error.to_string());
+            return tell(&outcome);
+        }
+        Err(error) => return Err(error.to_string()),
+    };
     let outcome = service.execute(&Call::new(Door::CommandLine), request, &mut Live { output: !arguments.json }).await;
     let mut saved = Vec::new();
     // What can't be saved is told after the result, which it must not cost.
@@ -94,21 +88,60 @@ async fn run_code(settings: &EngineSettings, arguments: &RunArguments, code: Str
         save_figures(arguments, &outcome.images, &mut saved).and_then(|()| save_files(arguments, &outcome.files, &mut saved));
     let result = &outcome.result;
     if arguments.json {
-        output::out(serde_json::to_string_pretty(&outcome.answer()).map_err(|error| error.to_string())? + "\n");
-    } else {
-        if let Some(value) = &result.result {
-            output::out(format!("{value}\n"));
-        }
-        if let Some(error) = &result.error {
-            let told = error.traceback.clone();
-            output::error(told.unwrap_or_else(|| format!("{}: {}\n", error.code.as_str(), error.message)));
-        }
-        for note in result.warnings.iter().chain(&saved) {
-            output::error(format!("note: {note}\n"));
-        }
+        let code = tell(&outcome)?;
+        return all_saved.map(|()| code);
     }
-    all_saved?;
-    Ok(ExitCode::from(u8::try_from(result.exit_code & 0xFF).unwrap_or(1)))
+    if let Some(value) = &result.result {
+        output::out(format!("{value}\n"));
+    }
+    if let Some(error) = &result.error {
+        let told = error.traceback.clone();
+        output::error(told.unwrap_or_else(|| format!("{}: {}\n", error.code.as_str(), error.message)));
+    }
+    for note in result.warnings.iter().chain(&saved) {
+        output::error(format!("note: {note}\n"));
+    }
+    all_saved.map(|()| exit_code(&outcome))
+}
+
+/// What the tool would be called with.
+fn call(arguments: &RunArguments, code: &str) -> Result<Arguments, ArgumentError> {
+    fn member(name: &str, value: &impl Serialize) -> Result<(String, Box<RawValue>), ArgumentError> {
+        let value = to_raw_value(value).map_err(|error| ArgumentError::new(name, error.to_string()))?;
+        Ok((name.to_owned(), value))
+    }
+    let mut call = vec![member("code", &code)?, member("requirements", &arguments.requirements)?];
+    if let Some(seconds) = arguments.timeout {
+        call.push(member("timeout", &seconds)?);
+    }
+    if let Some(text) = &arguments.input_data {
+        let data = RawValue::from_string(text.clone());
+        let data = data.map_err(|error| ArgumentError::new("input_data", format!("must be JSON: {error}")))?;
+        call.push(("input_data".to_owned(), data));
+    }
+    Arguments::new(call)
+}
+
+/// A model is given what can be had; a person can say what is meant instead.
+fn within(request: CellRequest, timeout: Option<f64>) -> Result<CellRequest, ArgumentError> {
+    let longest = request.limits.timeout.as_secs_f64();
+    match timeout.filter(|asked| *asked > longest) {
+        Some(asked) => {
+            let problem = format!("must be more than 0 and at most {longest} seconds, not {asked}; MAX_TIMEOUT allows more");
+            Err(ArgumentError::new("timeout", problem))
+        }
+        None => Ok(request),
+    }
+}
+
+/// Prints an outcome as the tool would answer it.
+fn tell(outcome: &Outcome) -> Result<ExitCode, String> {
+    output::out(serde_json::to_string_pretty(&outcome.answer()).map_err(|error| error.to_string())? + "\n");
+    Ok(exit_code(outcome))
+}
+
+fn exit_code(outcome: &Outcome) -> ExitCode {
+    ExitCode::from(u8::try_from(outcome.result.exit_code & 0xFF).unwrap_or(1))
 }
 
 /// Shows what is heard of the code while it runs.
@@ -149,10 +182,18 @@ pub(crate) fn read_code(arguments: &RunArguments) -> Result<String, String> {
     }
 }
 
+/// How what nobody asked for can be had.
+fn unsaved(count: usize, what: &str, became: &str, flag: &str) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some(format!("1 {what} was {became}; {flag} DIR saves it")),
+        _ => Some(format!("{count} {what}s were {became}; {flag} DIR saves them")),
+    }
+}
+
 fn save_figures(arguments: &RunArguments, images: &[protocol::Image], notes: &mut Vec<String>) -> Result<(), String> {
     let Some(folder) = &arguments.figures else {
-        let note = format!("{} figures were made; --figures DIR saves them", images.len());
-        notes.extend((!images.is_empty()).then_some(note));
+        notes.extend(unsaved(images.len(), "figure", "made", "--figures"));
         return Ok(());
     };
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -167,8 +208,7 @@ fn save_figures(arguments: &RunArguments, images: &[protocol::Image], notes: &mu
 
 fn save_files(arguments: &RunArguments, files: &[OutputFile], notes: &mut Vec<String>) -> Result<(), String> {
     let Some(folder) = &arguments.files else {
-        let note = format!("{} files were left; --files DIR saves them", files.len());
-        notes.extend((!files.is_empty()).then_some(note));
+        notes.extend(unsaved(files.len(), "file", "left", "--files"));
         return Ok(());
     };
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;

@@ -16,6 +16,7 @@ mod stdio;
 pub use http_door::{HttpOptions, ServedNames, router, serve};
 pub use log::LogLines;
 pub use service::{
-    Call, Door, DoorRules, EnvironmentInfo, Guard, LayerReport, LayerState, PackageList, Principal, Service, StructuredContent, require,
+    Call, Door, DoorRules, EnvironmentInfo, Guard, LayerReport, LayerState, PackageList, Principal, Service, StructuredContent,
+    require,
 };
 pub use stdio::serve_stdio;

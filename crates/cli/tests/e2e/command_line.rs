@@ -62,8 +62,36 @@ fn wrong_arguments_name_the_field() {
     assert!(
         text(&output.stderr).contains("timeout: must be more than 0 and at most 120 seconds, not 500; MAX_TIMEOUT allows more")
     );
+    let output = run(&["--code", "1", "--input-data", "{'a': 1}"]);
+    assert!(text(&output.stderr).contains("input_data: must be JSON: "), "{}", text(&output.stderr));
     let output = program().args(["run", "--code", "1"]).env(variable("PYTHON_TREE"), "/nowhere").output().unwrap();
     assert!(text(&output.stderr).contains("no Python tree at /nowhere"));
+}
+
+/// Whoever reads JSON got an empty standard output, and words on the other.
+#[test]
+fn with_json_wrong_arguments_are_told_in_json() {
+    for (flag, value, told) in [
+        ("--timeout", "500", "timeout: must be more than 0 and at most 120 seconds, not 500; MAX_TIMEOUT allows more"),
+        ("--timeout=-1", "", "timeout: must be more than 0 and at most 120 seconds, not -1"),
+        ("--input-data", "[1]", "input_data: must be a JSON object, not an array"),
+        ("--input-data", "x", "input_data: must be JSON: expected value at line 1 column 1"),
+    ] {
+        let output = run(&["--json", "--code", "1", flag, value].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>());
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        assert_eq!((&result["error"]["code"], &result["error"]["message"]), (&"invalid_argument".into(), &told.into()));
+        assert_eq!((output.status.code(), &result["exit_code"], text(&output.stderr)), (Some(1), &1.into(), String::new()));
+    }
+}
+
+#[test]
+fn what_is_not_saved_is_counted_in_words_that_fit() {
+    for (count, told) in
+        [(1, "note: 1 file was left; --files DIR saves it\n"), (2, "note: 2 files were left; --files DIR saves them\n")]
+    {
+        let code = format!("for n in range({count}): open(str(n), 'w').close()");
+        assert_eq!(text(&run(&["--code", &code]).stderr), told);
+    }
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn a_person_is_told_of_files_and_where_they_were_saved() {
     let code = "open('a.txt', 'w').write('a' * 1_000_000)\nopen('b\\x1b[31m', 'w').write('b')\n1";
     let output = program_in(Home::Caller).args(["run", "--code", code]).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("note: 1 files were left; --files DIR saves them\n"), "{told}");
+    assert!(told.contains("note: 1 file was left; --files DIR saves it\n"), "{told}");
     assert!(told.contains("a.txt (1000000 bytes)") && told.contains("its name") && !told.contains('\x1b'), "{told}");
     let output = program_in(Home::Caller).args(["run", "--code", code, "--files"]).arg(&path).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();

@@ -12,7 +12,7 @@ ARCH ?= arm64
 NATIVE_ARCH := $(subst aarch64,arm64,$(shell uname -m))
 AWS_TOOLS := build/aws
 
-.PHONY: help run tree test soak fuzz lint deny bench settings lock smoke clean aws bootstrap function-native \
+.PHONY: help run tree test soak fuzz lint deny bench settings doors lock smoke clean aws bootstrap function-native \
   layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
   apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test conformance clients clients.light clients.lock
 
@@ -172,6 +172,9 @@ bench: tree ## Measure the release server beside a fresh interpreter
 settings: ## Print .env.example and the README table from the registry
 	cargo run --quiet -p cli -- settings env > .env.example
 	@python3 etc/update_readme.py
+
+doors: ## Put the written differences between the doors into docs/doors.md
+	UPDATE_DOORS=1 cargo test --quiet --workspace --test e2e -- --exact parity::the_differences_are_published_as_they_are
 
 lock: $(UV) ## Resolve layer/requirements.in anew
 	$(UV) pip compile layer/requirements.in --universal --python-version 3.11 --fork-strategy requires-python \

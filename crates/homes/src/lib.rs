@@ -35,7 +35,12 @@ pub fn reachable<const N: usize>(programs: [&Path; N]) -> (PathBuf, [PathBuf; N]
 
 /// The program that starts another as on a kernel with less, built beside `program`.
 pub fn jail_beside(program: &Path) -> PathBuf {
-    let jail = program.parent().unwrap().join("lambda_jail");
-    assert!(jail.exists(), "{} is not there: build the whole workspace", jail.display());
-    jail
+    built_beside(program, "lambda_jail")
+}
+
+/// Another program of the workspace, built beside `program`.
+pub fn built_beside(program: &Path, name: &str) -> PathBuf {
+    let other = program.parent().unwrap().join(name);
+    assert!(other.exists(), "{} is not there: build the whole workspace", other.display());
+    other
 }

@@ -38,7 +38,7 @@ fn emulator() -> PathBuf {
 }
 
 /// Starts a program as a function's user, and in an IPC namespace of its own: a function has its machine to itself.
-pub(super) fn alone(program: &Path) -> Command {
+pub(crate) fn alone(program: &Path) -> Command {
     if !homes::is_root() {
         return Command::new(program);
     }
@@ -55,6 +55,11 @@ impl Function {
     }
 
     pub(crate) fn with(settings: &[(&str, &str)], gateway: &[&str]) -> Self {
+        Self::within(Some(super::JAIL), settings, gateway)
+    }
+
+    /// On a kernel that refuses what this jail does, or nothing.
+    pub(crate) fn within(jail_mode: Option<&str>, settings: &[(&str, &str)], gateway: &[&str]) -> Self {
         let bootstrap = Path::new(env!("CARGO_BIN_EXE_bootstrap"));
         let built = bootstrap.parent().unwrap();
         let programs = [bootstrap, &homes::jail_beside(bootstrap), &emulator(), &built.join("examples/local_gateway")];
@@ -62,7 +67,9 @@ impl Function {
         let temporary = tempfile::tempdir().unwrap();
         let mut command = alone(&local_gateway);
         command.arg("--rie").arg(emulator).arg("--bootstrap").arg(bootstrap).args(gateway);
-        command.arg("--launcher").arg(format!("{} {}", jail.display(), super::JAIL));
+        if let Some(mode) = jail_mode {
+            command.arg("--launcher").arg(format!("{} {mode}", jail.display()));
+        }
         if homes::is_root() {
             std::os::unix::fs::chown(temporary.path(), Some(homes::USER), Some(homes::USER)).unwrap();
         }
@@ -91,15 +98,7 @@ impl Function {
 
     /// Sends one request to a path of the stage: status, content type and body.
     pub(crate) fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into();
-        let mut request = agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let mut response = request.send(body).unwrap();
-        let content_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
-        (response.status().as_u16(), content_type.unwrap_or_default(), response.body_mut().read_to_string().unwrap())
+        post(&format!("{}{path}", self.url), headers, body)
     }
 
     /// Calls `execute_python`: the result.
@@ -140,6 +139,19 @@ impl Function {
         }
         self.gateway.wait().unwrap();
     }
+}
+
+/// Sends one request: status, content type and body.
+pub(crate) fn post(url: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into();
+    let mut request = agent.post(url).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut response = request.send(body).unwrap();
+    let content_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+    (response.status().as_u16(), content_type.unwrap_or_default(), response.body_mut().read_to_string().unwrap())
 }
 
 pub(crate) fn call(tool: &str, arguments: &Value) -> String {

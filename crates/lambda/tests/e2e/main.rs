@@ -7,6 +7,7 @@ mod deploy;
 #[expect(dead_code, reason = "its bad packages are for other tests")]
 #[path = "../../../cli/tests/e2e/index.rs"]
 mod index;
+mod parity;
 mod templates;
 
 /// On a kernel that refuses what Lambda's is known to refuse.
@@ -16,7 +17,7 @@ mod lambda {
     mod attacks;
     mod cores;
     mod doors;
-    mod function;
+    pub(crate) mod function;
 }
 
 /// The same tests on a kernel that refuses what nobody has confirmed there too.

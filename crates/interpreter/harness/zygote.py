@@ -252,14 +252,21 @@ def _fork(control, request, fds, children):
 def _reap(control, children):
     while True:
         try:
-            pid, status, _ = os.wait4(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
             return
         identity = children.pop(pid, None)
         if identity is not None:
-            control.send(_message("exited", id=identity, status=os.waitstatus_to_exitcode(status)))
+            told = _message(
+                "exited",
+                id=identity,
+                status=os.waitstatus_to_exitcode(status),
+                cpu_seconds=usage.ru_utime + usage.ru_stime,
+                peak_memory_kb=usage.ru_maxrss,
+            )
+            control.send(told)
 
 
 def _close_all(fds):

@@ -24,14 +24,14 @@ pub(crate) use self::cell_run::{Cell, Ending, Finished};
 use self::channel::Channel;
 pub(crate) use self::home::{Home, MAX_FILES, mend_state_directory};
 pub(crate) use self::intake::MAX_IMAGES;
-use crate::wire::frames;
 pub(crate) use crate::wire::frames::Report;
+use crate::wire::{Exit, frames};
 
 /// A kernel that has warmed itself and waits for a cell.
 pub(crate) struct Kernel {
     process: Arc<KernelProcess>,
     channel: Channel,
-    exited: oneshot::Receiver<i32>,
+    exited: oneshot::Receiver<Exit>,
     seen: Seen,
     /// What it had in memory when it was ready, in bytes.
     resident_bytes: u64,
@@ -86,7 +86,7 @@ impl Kernel {
         process: KernelProcess,
         descriptors: SupervisorDescriptors,
         death: OwnedFd,
-        exited: oneshot::Receiver<i32>,
+        exited: oneshot::Receiver<Exit>,
         seen: Seen,
         reaper: Arc<Reaper>,
         home: Home,

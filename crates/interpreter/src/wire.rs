@@ -12,7 +12,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::control::{Fork, ForkKernel, Message, Number, Request, StageWork};
+pub(crate) use self::control::{Exit, Fork, ForkKernel, Message, Number, Request, StageWork};
 pub(crate) use self::job::{Job, JobPackages};
 pub(crate) use self::start::{Config, Filters, OwnMountRights, Start};
 

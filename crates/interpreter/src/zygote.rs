@@ -27,7 +27,7 @@ pub use self::stage::{Preload, stage_for};
 pub(crate) use self::stages::{Process, Stages, State, pauses};
 use crate::answer::signal_name;
 use crate::probe::Probes;
-use crate::wire::{Fork, ForkKernel, Message, Number, Request};
+use crate::wire::{Exit, Fork, ForkKernel, Message, Number, Request};
 
 /// How long a process may take from being asked for to being announced: other code may have stopped who forks it.
 const FORK_PATIENCE: Duration = Duration::from_secs(15);
@@ -57,13 +57,12 @@ pub(crate) struct Facts {
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) handle: Pidfd,
-    /// The exit code, or the negative signal number.
-    pub(crate) exited: oneshot::Receiver<i32>,
+    pub(crate) exited: oneshot::Receiver<Exit>,
 }
 
 struct Waiting {
     started: Option<oneshot::Sender<Result<(i32, Pidfd), String>>>,
-    exited: Option<oneshot::Sender<i32>>,
+    exited: Option<oneshot::Sender<Exit>>,
 }
 
 /// The holder, or the zygote of one stage.
@@ -226,9 +225,10 @@ impl Zygote {
                 self.announce(id, process.ok_or_else(|| "it ended at once".to_owned()));
             }
             Ok(Message::Failed { id, reason }) => self.announce(id, Err(format!("the zygote could not fork: {reason}"))),
-            Ok(Message::Exited { id, status }) => {
+            Ok(Message::Exited { id, status, cpu_seconds, peak_memory_kb }) => {
                 if let Some(exit) = self.waiting().remove(&id).and_then(|waiting| waiting.exited) {
-                    let _ = exit.send(status);
+                    let cpu = Duration::try_from_secs_f64(cpu_seconds).unwrap_or_default();
+                    let _ = exit.send(Exit { status, cpu, peak_memory_bytes: peak_memory_kb << 10 });
                 }
             }
             // No message is left out in silence: whoever waits for it would wait for ever.
@@ -288,8 +288,8 @@ impl Process for Zygote {
             heard.listen().await;
             // It may have closed its socket and live on.
             Process::end(&*heard);
-            let status = tokio::time::timeout(STATUS_PATIENCE, spawned.exited).await.ok().and_then(Result::ok);
-            heard.has_ended(status);
+            let exit = tokio::time::timeout(STATUS_PATIENCE, spawned.exited).await.ok().and_then(Result::ok);
+            heard.has_ended(exit.map(|exit| exit.status));
             heard.reaper.forget_zygote(spawned.pid);
         });
         Ok(zygote)

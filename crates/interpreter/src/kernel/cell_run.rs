@@ -86,8 +86,7 @@ impl Kernel {
             Err(_) => Ending::Killed(ErrorCode::Timeout),
         };
         let elapsed = started.elapsed();
-        let cpu = self.process.cpu_time().zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
-        let peak_memory_bytes = self.process.peak_memory_bytes().map(|peak| peak.saturating_sub(self.resident_bytes));
+        let (mut cpu, mut peak_memory_bytes) = (self.process.cpu_time(), self.process.peak_memory_bytes());
         let ended = matches!(ending, Ending::Ended);
         if !(ended && cell.is_kept) {
             self.kill().await;
@@ -97,8 +96,14 @@ impl Kernel {
         }
         intake.finish();
         if let Ending::Died(status) = &mut ending {
-            *status = tokio::time::timeout(STATUS_PATIENCE, &mut self.exited).await.ok().and_then(Result::ok);
+            let exit = tokio::time::timeout(STATUS_PATIENCE, &mut self.exited).await.ok().and_then(Result::ok);
+            *status = exit.map(|exit| exit.status);
+            // It may have gone before it could be asked.
+            (cpu, peak_memory_bytes) =
+                (cpu.or(exit.map(|exit| exit.cpu)), peak_memory_bytes.or(exit.map(|exit| exit.peak_memory_bytes)));
         }
+        let cpu = cpu.zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
+        let peak_memory_bytes = peak_memory_bytes.map(|peak| peak.saturating_sub(self.resident_bytes));
         let files = if self.is_dead() { self.take_files(&limits).await } else { Files::default() };
         let Intake { images_dropped, report, begun, early, .. } = intake;
         Finished { ending, begun, report, early, images_dropped, files, elapsed, cpu, peak_memory_bytes }

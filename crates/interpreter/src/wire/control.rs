@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use protocol::Layer;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,17 @@ pub(crate) enum Message {
     Spawned { id: u64, number: Option<Number> },
     /// It could not be started.
     Failed { id: u64, reason: String },
-    /// It has ended: with this exit code, or by the signal of this negative number.
-    Exited { id: u64, status: i32 },
+    /// It has ended: with this exit code, or by the signal of this negative number. By the system's accounts it has used this
+    /// since it was forked, with the children that it has waited for.
+    Exited { id: u64, status: i32, cpu_seconds: f64, peak_memory_kb: u64 },
+}
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    /// The exit code, or the negative signal number.
+    pub(crate) status: i32,
+    /// Processor time since it was forked.
+    pub(crate) cpu: Duration,
+    pub(crate) peak_memory_bytes: u64,
 }

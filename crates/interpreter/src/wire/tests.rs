@@ -122,7 +122,7 @@ fn messages() -> [Message; 7] {
         Message::Broken { reason: "ValueError: no".to_owned() },
         Message::Spawned { id: 4, number: Some((5, 6)) },
         Message::Failed { id: 7, reason: "no room".to_owned() },
-        Message::Exited { id: 8, status: -9 },
+        Message::Exited { id: 8, status: -9, cpu_seconds: 0.5, peak_memory_kb: 4096 },
     ]
 }
 
@@ -225,7 +225,9 @@ fn what_is_not_understood_is_named() {
     let moat =
         r#"{"kind": "holder", "probes": {"moat": 0}, "no_shared_memory": 0, "heir": null, "directory": "/", "number": null}"#;
     assert!(refused(moat).contains("moat"), "{}", refused(moat));
-    assert!(refused(r#"{"kind": "exited", "id": 1, "status": 0, "core": 1}"#).contains("core"));
+    assert!(
+        refused(r#"{"kind": "exited", "id": 1, "status": 0, "cpu_seconds": 0, "peak_memory_kb": 0, "core": 1}"#).contains("core")
+    );
     assert!(refused(r#"{"kind": "stopped", "id": 1}"#).contains("stopped"));
     assert!(serde_json::from_str::<Report>(r#"{"value": "1", "colour": "red"}"#).is_err());
 }

@@ -9,7 +9,7 @@ mod pipes;
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub async fn serve_stdio(service: Arc<Service>, max_line_bytes: usize) -> Result
 struct Client {
     /// What it asks and is not answered yet.
     open: Mutex<HashSet<RequestId>>,
+    /// Answers that are being written.
+    writing: AtomicUsize,
     closed: Notify,
     is_answered: AtomicBool,
     /// It has asked something after it got an answer, or kept its input open for one.
@@ -77,11 +79,30 @@ impl Client {
         self.closed.notify_one();
     }
 
-    /// Comes back when nothing is open.
+    /// Comes back when nothing is open and all is written.
     async fn has_all(&self) {
-        while !self.open().is_empty() {
+        while !self.open().is_empty() || self.writing.load(Ordering::SeqCst) > 0 {
             self.closed.notified().await;
         }
+    }
+}
+
+/// An answer on its way. Its id is free from here on: who has read the answer may use it again.
+struct Writing(Arc<Client>);
+
+impl Writing {
+    fn begin(client: &Arc<Client>, id: &RequestId) -> Self {
+        // In this order: there is no moment at which all seems to be written.
+        client.writing.fetch_add(1, Ordering::SeqCst);
+        client.close(id);
+        Self(client.clone())
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.writing.fetch_sub(1, Ordering::SeqCst);
+        self.0.closed.notify_one();
     }
 }
 
@@ -267,11 +288,12 @@ impl Transport<RoleServer> for Lines {
 
     fn send(&mut self, message: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let (client, output, ended) = (self.client.clone(), self.output.clone(), self.ended.clone());
-        let id = match &message {
-            ServerJsonRpcMessage::Response(response) => Some(response.id.clone()),
-            ServerJsonRpcMessage::Error(error) => error.id.clone(),
+        let writing = match &message {
+            ServerJsonRpcMessage::Response(response) => Some(&response.id),
+            ServerJsonRpcMessage::Error(error) => error.id.as_ref(),
             _ => None,
         };
+        let writing = writing.map(|id| Writing::begin(&client, id));
         // Who has ended its input looks out for no news; some clients stumble over them.
         let is_unheard = matches!(message, ServerJsonRpcMessage::Notification(_))
             && self.input_ended.is_some()
@@ -294,9 +316,7 @@ impl Transport<RoleServer> for Lines {
             if written.is_err() {
                 client.gone.cancel();
             }
-            if let Some(id) = id {
-                client.close(&id);
-            }
+            drop(writing);
             written
         }
     }

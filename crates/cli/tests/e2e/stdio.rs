@@ -323,6 +323,18 @@ fn who_asks_for_progress_hears_of_a_silent_call_and_of_one_that_waits() {
     client.end();
 }
 
+/// A client that uses one id again and again was often told that it was that of another request.
+#[test]
+fn an_id_is_free_when_its_answer_is_there() {
+    let mut client = Client::introduced(&[]);
+    for _ in 0..500 {
+        let answer = client.ask(ping(7));
+        assert!(answer["error"].is_null(), "{answer}");
+    }
+    client.input = None;
+    client.end();
+}
+
 /// It was cut to what is read of an event, which there are none of here.
 #[test]
 fn an_answer_is_whole_after_progress() {

@@ -102,13 +102,15 @@ def flush_files():
 
 
 def _execute(code, namespace, policy):
-    linecache.cache[_current] = (len(code), None, code.splitlines(True), _current)
+    # As the compiler counts them: `str.splitlines` also parts at form feeds and at U+2028.
+    lines = io.StringIO(code, newline=None).readlines()
+    linecache.cache[_current] = (len(code), None, lines, _current)
     tree = compile(code, _current, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
     if policy is not None:
         policy.check(tree)
         policy.confine(namespace, tree)
     last = None
-    if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+    if tree.body and isinstance(tree.body[-1], ast.Expr) and not _is_quiet(tree.body[-1], lines):
         last = ast.Expression(tree.body.pop().value)
     body = compile(tree, _current, "exec", _FLAGS, dont_inherit=True)
     last = last and compile(last, _current, "eval", _FLAGS, dont_inherit=True)
@@ -118,6 +120,12 @@ def _execute(code, namespace, policy):
     import asyncio
 
     return asyncio.run(_in_one_loop(body, last, namespace))
+
+
+def _is_quiet(last, lines):
+    """Whether the cell's last expression is followed by a semicolon: a comment may hold one, or come behind it."""
+    rest = lines[last.end_lineno - 1].encode()[last.end_col_offset :].decode() + "".join(lines[last.end_lineno :])
+    return rest.lstrip(" \t\f\\\n").startswith(";")
 
 
 async def _in_one_loop(body, last, namespace):
@@ -170,12 +178,20 @@ def describe(error):
     except BaseException as trouble:
         text, line, column, message = f"{kind} (its traceback could not be shown: {type(trouble).__name__})\n", None, None, ""
     return {
+        "code": _code(error),
         "type": plain(kind, 200),
         "message": message,
         "traceback": plain(text, MAX_TRACEBACK),
         "line": line,
         "column": column,
     }
+
+
+def _code(error):
+    """By the classes themselves: the cell may have others of these names."""
+    if isinstance(error, PolicyDenied):
+        return "policy_denied"
+    return "memory_limit" if isinstance(error, MemoryError) else "python_error"
 
 
 def _trim(error, seen):

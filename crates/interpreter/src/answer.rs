@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use protocol::{CellRequest, Ended, ErrorCode, ExecutionError, Limits, Usage};
 
-use crate::kernel::{Ending, Finished, MAX_FILES, MAX_IMAGES, Report};
+use crate::kernel::{Ending, Finished, MAX_FILES, MAX_IMAGES, Raised, Report};
 use crate::wire::HARNESS_FAULT;
 
 /// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
@@ -45,10 +45,10 @@ pub(crate) fn ended(finished: Finished, request: &CellRequest) -> Ended {
     let (error, exit_code) = match ending {
         Ending::Ended => match (reported, exit) {
             (Some(error), _) => {
-                let code = match error.kind.as_str() {
-                    "MemoryError" => ErrorCode::MemoryLimit,
-                    "PolicyDenied" => ErrorCode::PolicyDenied,
-                    _ => ErrorCode::PythonError,
+                let code = match error.code {
+                    Raised::PythonError => ErrorCode::PythonError,
+                    Raised::MemoryLimit => ErrorCode::MemoryLimit,
+                    Raised::PolicyDenied => ErrorCode::PolicyDenied,
                 };
                 let message = match (code, error.message.as_str()) {
                     (ErrorCode::MemoryLimit, "") => format!("the memory limit of {} MB was met", limits.memory_bytes >> 20),

@@ -24,7 +24,7 @@ pub(crate) use self::cell_run::{Cell, Ending, Finished};
 use self::channel::Channel;
 pub(crate) use self::home::{Home, MAX_FILES, mend_state_directory};
 pub(crate) use self::intake::MAX_IMAGES;
-pub(crate) use crate::wire::frames::Report;
+pub(crate) use crate::wire::frames::{Raised, Report};
 use crate::wire::{Exit, frames};
 
 /// A kernel that has warmed itself and waits for a cell.

@@ -33,6 +33,48 @@ async fn values_follow_jupyter_and_the_variable_result() {
     }
 }
 
+/// A cell that ended with a comment that ended with one showed nothing, and one with a comment behind it showed its value.
+#[tokio::test]
+async fn a_semicolon_hides_the_value_and_one_in_a_comment_does_not() {
+    let server = Server::start();
+    for code in ["2+3;  # quiet", "2+3 ;\n# quiet\n", "(2+3)\\\n;", "'é€';", "x = [\r\n]\r2+3;\r\n", "2+3;\u{c}", "(2+\n3);"] {
+        assert_eq!(server.run(code).await["result"], json!(null), "{code:?}");
+    }
+    for code in ["2+3  # note;", "(2+3)\n\n# note;\n", "'\u{2028}'; 2+3", "2;\n(2+\n3)", "2+3 # ;\\"] {
+        assert_eq!(server.run(code).await["result"], "5", "{code:?}");
+    }
+}
+
+/// Lines were also parted where the compiler parts none, and tracebacks showed others than those that had failed.
+#[tokio::test]
+async fn lines_in_tracebacks_are_the_compilers() {
+    let server = Server::start();
+    for before in ["a = '\u{2028}\u{85}\u{1c}\u{b}'\n", "\u{c}b = 1\n", "c = 2\r\n", "d = 3\r"] {
+        let result = server.run(&format!("{before}def f():\n    return 1 / 0\nf()")).await;
+        let traceback = result["error"]["traceback"].as_str().unwrap();
+        let shown = traceback.replace(['^', '~'], "");
+        let shown = shown.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("|");
+        let expected = "Traceback (most recent call last):|File \"<cell>\", line 4, in <module>|f()|File \"<cell>\", line 3, in f|\
+                        return 1 / 0|ZeroDivisionError: division by zero";
+        assert_eq!((shown.as_str(), &result["error"]["line"]), (expected, &json!(3)), "{before:?}");
+    }
+}
+
+/// By its bare name it was taken for Python's, or the policy's, own.
+#[tokio::test]
+async fn an_exception_is_no_limit_because_of_its_name() {
+    let server = Server::start();
+    for name in ["MemoryError", "PolicyDenied"] {
+        let result = server.run(&format!("class {name}(Exception): pass\nraise {name}('mine')")).await;
+        let error = &result["error"];
+        assert_eq!((&error["code"], &error["type"]), (&json!("python_error"), &json!(name)), "{result}");
+    }
+    let result = server.run("class Full(MemoryError): pass\nraise Full").await;
+    assert_eq!(result["error"]["code"], "memory_limit", "{result}");
+    let restricted = json!({"code": "import os", "policy": "restricted"});
+    assert_eq!(server.run_with(restricted).await["error"]["code"], "policy_denied");
+}
+
 #[tokio::test]
 async fn a_huge_value_is_cut() {
     let server = Server::start();

@@ -85,10 +85,21 @@ impl Report {
     }
 }
 
+/// What an exception is taken for. Nothing else is for a kernel to say.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Raised {
+    PythonError,
+    MemoryLimit,
+    PolicyDenied,
+}
+
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReportedError {
+    pub(crate) code: Raised,
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) message: String,

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::frames::{self, Frame, Kind, MAX_PAYLOAD, MAX_REPORT, Report, ReportedError};
+use super::frames::{self, Frame, Kind, MAX_PAYLOAD, MAX_REPORT, Raised, Report, ReportedError};
 use super::*;
 use crate::answer::MAX_TEXT;
 use crate::kernel::MAX_IMAGES;
@@ -128,6 +128,7 @@ fn messages() -> [Message; 7] {
 
 fn report() -> Report {
     let error = ReportedError {
+        code: Raised::PythonError,
         kind: "ValueError".to_owned(),
         message: "no".to_owned(),
         traceback: "Traceback".to_owned(),

@@ -110,6 +110,11 @@ impl Kernel {
         self.channel.is_alive()
     }
 
+    /// Comes back when it has died, whoever has it by then.
+    pub(crate) fn death(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.channel.death()
+    }
+
     /// Ends every process of the kernel.
     pub(crate) async fn kill(&mut self) {
         let Some(remains) = self.remains.as_mut().filter(|remains| !remains.dead) else { return };

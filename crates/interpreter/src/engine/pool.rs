@@ -1,12 +1,13 @@
 //! Spare kernels of one stage.
 //!
-//! Rule: a call finds a spare ready; the next one is started when the call is over or has run for a while, so that the
-//! two don't fight for a core.
+//! Rules: a call finds a spare ready; the next one is started when the call is over or has run for a while, so that the
+//! two don't fight for a core. Where there is none, callers get what comes in the order in which they asked, whatever becomes
+//! of the kernels meanwhile. Only what lives counts as ready.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::kernel::Kernel;
 
@@ -26,10 +27,9 @@ impl Spare for Kernel {
 }
 
 /// Ready kernels, and how many are on their way.
-pub(crate) struct Pool<K> {
+pub(crate) struct Pool<K: Spare> {
     target: usize,
     state: Mutex<State<K>>,
-    available: Semaphore,
     /// How many starts have failed, and why the last one did.
     failures: watch::Sender<(u64, String)>,
 }
@@ -37,61 +37,100 @@ pub(crate) struct Pool<K> {
 struct State<K> {
     ready: VecDeque<K>,
     coming: usize,
-    waiting: usize,
+    /// Who waits, in order. Nobody does while a kernel is ready.
+    waiting: VecDeque<oneshot::Sender<Given<K>>>,
+    /// How often all spares were thrown away.
+    era: u64,
 }
 
-/// Counts a caller that waits for a kernel, also when it gives up.
-struct Waiter<'a, K>(&'a Pool<K>);
+/// A kernel on its way to the caller that it is for.
+struct Given<K> {
+    kernel: K,
+    era: u64,
+}
 
-impl<K> Drop for Waiter<'_, K> {
+/// A caller's place.
+struct Place<'a, K: Spare> {
+    pool: &'a Pool<K>,
+    given: oneshot::Receiver<Given<K>>,
+}
+
+impl<K: Spare> Drop for Place<'_, K> {
+    /// What has come for a caller that has given up is for the next one.
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        self.given.close();
+        if let Ok(Given { kernel, era }) = self.given.try_recv() {
+            let mut state = self.pool.lock();
+            if state.era == era {
+                state.give(kernel);
+            }
+        }
     }
 }
 
-impl<K> Pool<K> {
+impl<K: Spare> State<K> {
+    fn give(&mut self, mut kernel: K) {
+        while let Some(caller) = self.waiting.pop_front() {
+            match caller.send(Given { kernel, era: self.era }) {
+                Ok(()) => return,
+                Err(back) => kernel = back.kernel,
+            }
+        }
+        self.ready.push_back(kernel);
+    }
+
+    fn alive(&self) -> usize {
+        self.ready.iter().filter(|kernel| kernel.is_alive()).count()
+    }
+}
+
+impl<K: Spare> Pool<K> {
     /// Keeps `target` spares.
     pub(crate) fn new(target: usize) -> Self {
-        let state = State { ready: VecDeque::new(), coming: 0, waiting: 0 };
-        Self { target, state: Mutex::new(state), available: Semaphore::new(0), failures: watch::Sender::new((0, String::new())) }
+        let state = State { ready: VecDeque::new(), coming: 0, waiting: VecDeque::new(), era: 0 };
+        Self { target, state: Mutex::new(state), failures: watch::Sender::new((0, String::new())) }
     }
 
     /// Takes a kernel, waiting for one if need be; `refill` is called when there is none.
     ///
     /// # Errors
     /// Why kernels can't be started.
-    pub(crate) async fn take(&self, refill: impl Fn()) -> Result<K, String>
-    where
-        K: Spare,
-    {
+    pub(crate) async fn take(&self, refill: impl Fn()) -> Result<K, String> {
         let mut failures = self.failures.subscribe();
         let before = failures.borrow().0;
         loop {
-            self.lock().waiting += 1;
-            let waiter = Waiter(self);
-            if self.ready() == 0 {
-                refill();
-            }
+            let mut place = match self.ready_or_place() {
+                Ok(kernel) => return Ok(kernel),
+                Err(place) => place,
+            };
+            refill();
             tokio::select! {
                 biased;
-                permit = self.available.acquire() => {
-                    // The semaphore is never closed.
-                    if let Ok(permit) = permit {
-                        permit.forget();
+                Ok(Given { kernel, era }) = &mut place.given => {
+                    if kernel.is_alive() && self.lock().era == era {
+                        return Ok(kernel);
                     }
                 }
                 failed = failures.wait_for(|(count, _)| *count >= before + MAX_FAILURES) => {
                     return Err(failed.map(|failed| failed.1.clone()).unwrap_or_default());
                 }
             }
-            drop(waiter);
-            let kernel = self.lock().ready.pop_front();
-            if let Some(kernel) = kernel
-                && kernel.is_alive()
-            {
+        }
+    }
+
+    fn ready_or_place(&self) -> Result<K, Place<'_, K>> {
+        // Dropped when the lock is free again: the end of a kernel may take its time.
+        let mut dead = Vec::new();
+        let mut state = self.lock();
+        while let Some(kernel) = state.ready.pop_front() {
+            if kernel.is_alive() {
                 return Ok(kernel);
             }
+            dead.push(kernel);
         }
+        let (give, given) = oneshot::channel();
+        state.waiting.push_back(give);
+        Err(Place { pool: self, given })
     }
 
     /// A start has failed; it is tried again.
@@ -105,34 +144,52 @@ impl<K> Pool<K> {
     /// How many kernels must be started now; they count as coming from here on.
     pub(crate) fn claim_missing(&self) -> usize {
         let mut state = self.lock();
-        let missing = (self.target + state.waiting).saturating_sub(state.ready.len() + state.coming);
+        state.waiting.retain(|caller| !caller.is_closed());
+        let missing = (self.target + state.waiting.len()).saturating_sub(state.alive() + state.coming);
         state.coming += missing;
         missing
     }
 
-    /// A kernel that was coming is here.
-    pub(crate) fn arrived(&self, kernel: K) {
-        let mut state = self.lock();
-        state.coming -= 1;
-        state.ready.push_back(kernel);
-        drop(state);
-        self.available.add_permits(1);
+    /// What changes when all spares are thrown away.
+    pub(crate) fn era(&self) -> u64 {
+        self.lock().era
     }
 
-    /// Throws away all spares.
+    /// A kernel that was coming is here. False when it is dead, or was begun with in another era: then it still comes.
+    pub(crate) fn arrived(&self, kernel: K, era: u64) -> bool {
+        let mut state = self.lock();
+        let is_good = state.era == era && kernel.is_alive();
+        if is_good {
+            state.coming -= 1;
+            state.give(kernel);
+        }
+        is_good
+    }
+
+    /// Throws away spares that have died while they waited; true when there were some.
+    pub(crate) fn bury(&self) -> bool {
+        let mut state = self.lock();
+        let (alive, dead) = std::mem::take(&mut state.ready).into_iter().partition::<VecDeque<_>, _>(Spare::is_alive);
+        state.ready = alive;
+        drop(state);
+        !dead.is_empty()
+    }
+
+    /// Throws away all spares, and whatever else was begun with before.
     pub(crate) fn clear(&self) {
-        let dead = std::mem::take(&mut self.lock().ready);
-        // With what stands for them: who finds one without a kernel behind it looks again for nothing.
-        self.available.forget_permits(dead.len());
-        drop(dead);
+        let mut state = self.lock();
+        state.era += 1;
+        let all = std::mem::take(&mut state.ready);
+        drop(state);
+        drop(all);
     }
 
     /// How many are ready.
     pub(crate) fn ready(&self) -> usize {
-        self.lock().ready.len()
+        self.lock().alive()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,7 +199,10 @@ pub(crate) type Pools = Vec<Arc<Pool<Kernel>>>;
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll, Waker};
 
     use super::*;
 
@@ -156,18 +216,33 @@ mod tests {
         }
     }
 
+    fn arrive(pool: &Pool<Numbered>, number: u32) {
+        pool.lock().coming += 1;
+        assert!(pool.arrived(Numbered(number), pool.era()));
+    }
+
+    /// Puts spares that die in a pool.
+    fn with_spares(numbers: &[u32]) -> Pool<Numbered> {
+        let pool = Pool::new(numbers.len());
+        pool.lock().ready.extend(numbers.iter().copied().map(Numbered));
+        pool
+    }
+
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
     #[tokio::test]
     async fn what_waits_and_what_comes_decides_how_many_are_started() {
         let pool = Pool::<Numbered>::new(2);
         assert_eq!((pool.claim_missing(), pool.claim_missing()), (2, 0));
-        pool.arrived(Numbered(1));
+        assert!(pool.arrived(Numbered(1), 0));
         assert_eq!(pool.claim_missing(), 0);
         assert_eq!(pool.take(|| ()).await, Ok(Numbered(1)));
         assert_eq!(pool.claim_missing(), 1);
         // A caller that gives up is counted no more.
         let asked = AtomicUsize::new(0);
-        pool.arrived(Numbered(3));
-        pool.arrived(Numbered(5));
+        assert!(pool.arrived(Numbered(3), 0) && pool.arrived(Numbered(5), 0));
         pool.clear();
         let waits = pool.take(|| {
             asked.fetch_add(pool.claim_missing(), Ordering::Relaxed);
@@ -176,16 +251,68 @@ mod tests {
         assert_eq!((asked.load(Ordering::Relaxed), pool.claim_missing()), (3, 0), "two spares, and one for the caller");
     }
 
+    /// They were counted as ready, so that none was started in their place.
     #[tokio::test]
-    async fn dead_spares_are_passed_over() {
-        let pool = Pool::new(1);
-        for number in [2, 4, 5] {
-            pool.claim_missing();
-            pool.lock().coming = 1;
-            pool.arrived(Numbered(number));
-        }
+    async fn dead_spares_count_for_nothing() {
+        let pool = with_spares(&[2, 5, 4]);
+        assert_eq!((pool.ready(), pool.claim_missing()), (1, 2));
+        assert_eq!((pool.bury(), pool.bury()), (true, false));
+        assert_eq!((pool.take(|| ()).await, pool.ready()), (Ok(Numbered(5)), 0));
+        let pool = with_spares(&[2, 4, 5]);
         assert_eq!(pool.take(|| ()).await, Ok(Numbered(5)));
+    }
+
+    /// Whoever met a kernel that had died, or a permit without one, went to the end of the queue.
+    #[test]
+    fn callers_are_served_in_the_order_in_which_they_came() {
+        let pool = with_spares(&[2]);
+        let [mut first, mut second, mut third] = std::array::from_fn(|_| Box::pin(pool.take(|| ())));
+        for caller in [&mut first, &mut second, &mut third] {
+            assert!(poll(caller.as_mut()).is_pending());
+        }
+        pool.clear();
+        arrive(&pool, 1);
+        pool.clear();
+        arrive(&pool, 3);
+        assert_eq!(poll(third.as_mut()), Poll::Pending);
+        assert_eq!(poll(second.as_mut()), Poll::Ready(Ok(Numbered(3))));
+        // What came before the second clearing is not to be used.
+        assert_eq!(poll(first.as_mut()), Poll::Pending);
+        arrive(&pool, 5);
+        arrive(&pool, 7);
+        assert_eq!([poll(third.as_mut()), poll(first.as_mut())], [5, 7].map(|number| Poll::Ready(Ok(Numbered(number)))));
         assert_eq!(pool.ready(), 0);
+    }
+
+    #[test]
+    fn what_comes_for_a_caller_that_gives_up_is_for_the_next_one() {
+        let pool = Pool::new(1);
+        let mut second = Box::pin(pool.take(|| ()));
+        {
+            let mut first = pin!(pool.take(|| ()));
+            assert!(poll(first.as_mut()).is_pending());
+            assert!(poll(second.as_mut()).is_pending());
+            arrive(&pool, 1);
+        }
+        assert_eq!(poll(second.as_mut()), Poll::Ready(Ok(Numbered(1))));
+        {
+            let mut last = pin!(pool.take(|| ()));
+            assert!(poll(last.as_mut()).is_pending());
+            arrive(&pool, 3);
+        }
+        assert_eq!(pool.ready(), 1);
+    }
+
+    #[test]
+    fn what_was_begun_before_all_was_thrown_away_is_not_used() {
+        let pool = Pool::new(1);
+        let era = pool.era();
+        assert_eq!(pool.claim_missing(), 1);
+        pool.clear();
+        assert!(!pool.arrived(Numbered(1), era) && !pool.arrived(Numbered(2), pool.era()));
+        assert_eq!((pool.ready(), pool.claim_missing()), (0, 0), "it still comes");
+        assert!(pool.arrived(Numbered(3), pool.era()));
+        assert_eq!(pool.ready(), 1);
     }
 
     /// C10: a caller waited for sixty seconds and was told to look into the log.

@@ -30,12 +30,10 @@ impl Engine {
         if bounds.iter().any(|(pid, bounds)| sandbox::bounds_of(*pid).is_some_and(|now| now != *bounds)) {
             return Err(io::Error::other("limits, niceness or processors of the engine's own processes were changed"));
         }
-        // In this order: a kernel of the new epoch has a directory that stays.
+        // In this order: a kernel that is begun with from here on has a directory that stays, and a pool that takes it.
         let horizon = inner.next_id.load(Ordering::Acquire);
+        inner.pools.iter().for_each(|pool| pool.clear());
         inner.epoch.send_modify(|epoch| *epoch += 1);
-        for pool in &inner.pools {
-            pool.clear();
-        }
         let (root, prebuilt) = (self.state_dir().to_owned(), inner.tree.matplotlib());
         let mut result = Ok(());
         for _ in 0..TRIES {

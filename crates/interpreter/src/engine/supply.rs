@@ -1,6 +1,7 @@
 //! Kernels for the pools: started ahead, and again when a start has failed.
 //!
-//! Rule: a start comes to an end. One that takes too long is given up, and what it may have made is ended with it.
+//! Rules: a start comes to an end. One that takes too long is given up, and what it may have made is ended with it. A spare
+//! that dies while it waits is replaced before anybody asks for it.
 
 use std::collections::hash_map::Entry;
 use std::io;
@@ -28,6 +29,8 @@ const KERNEL_START_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two tries. The longest is short: whoever asks next finds that the cause has gone.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Before a spare that has died is replaced: what ended it may go on.
+const MOURNING: Duration = Duration::from_millis(500);
 
 impl Inner {
     /// Starts as many kernels as the stage's pool lacks.
@@ -169,15 +172,22 @@ async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64
             () = ready => {}
             changed = stages.changed() => if changed.is_ok() { continue } else { return },
         }
-        let Some(inner) = inner.upgrade() else { return };
+        let (engine, Some(inner)) = (inner.clone(), inner.upgrade()) else { return };
+        let era = inner.pools[stage].era();
         let started = tokio::select! {
             started = inner.start_kernel(stage) => started,
             // What was begun before must not be used any more.
             _ = epoch.changed() => continue,
         };
         match started {
-            Ok(kernel) if !epoch.has_changed().unwrap_or(true) => return inner.pools[stage].arrived(kernel),
-            Ok(old) => drop(old),
+            Ok(kernel) => {
+                let death = kernel.death();
+                if inner.pools[stage].arrived(kernel, era) {
+                    drop(inner);
+                    death.await;
+                    return replace(&engine, stage).await;
+                }
+            }
             // The zygotes end with the engine: no news.
             Err(_) if inner.stopping.is_cancelled() => return,
             Err(reason) => {
@@ -190,6 +200,16 @@ async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64
             // A new holder is a new chance.
             () = tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)) => {}
             _ = stages.changed() => {}
+        }
+    }
+}
+
+/// After the death of a kernel: starts another if it has died as a spare. One that had a call was replaced meanwhile.
+async fn replace(engine: &Weak<Inner>, stage: usize) {
+    if engine.upgrade().is_some_and(|inner| inner.pools[stage].bury()) {
+        tokio::time::sleep(MOURNING).await;
+        if let Some(inner) = engine.upgrade() {
+            Inner::refill(&inner, stage);
         }
     }
 }

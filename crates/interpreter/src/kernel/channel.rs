@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use protocol::Stream;
@@ -48,7 +49,7 @@ pub(super) enum Step {
 pub(super) struct Channel {
     socket: AsyncFd<OwnedFd>,
     pipes: [AsyncFd<OwnedFd>; 2],
-    death: AsyncFd<OwnedFd>,
+    death: Arc<AsyncFd<OwnedFd>>,
     shared: std::fs::File,
     buffer: BytesMut,
     socket_open: bool,
@@ -62,7 +63,7 @@ impl Channel {
         Ok(Self {
             socket: sandbox::watched(descriptors.channel)?,
             pipes: [sandbox::watched(descriptors.stdout)?, sandbox::watched(descriptors.stderr)?],
-            death: sandbox::watched(death)?,
+            death: Arc::new(sandbox::watched(death)?),
             shared: descriptors.shared.into(),
             buffer: BytesMut::new(),
             socket_open: true,
@@ -109,6 +110,13 @@ impl Channel {
     pub(super) fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(self.death.get_ref(), PollFlags::IN)];
         matches!(rustix::event::poll(&mut fds, Some(&NO_TIME)), Ok(0))
+    }
+
+    pub(super) fn death(&self) -> impl Future<Output = ()> + Send + use<> {
+        let death = self.death.clone();
+        async move {
+            let _ = death.readable().await;
+        }
     }
 
     pub(super) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {

@@ -7,13 +7,13 @@
 //! Code can't take the lock while the server has it, and no process inherits the server's. Where code is of the server's
 //! own user and nothing keeps it out of the directory, it can keep a dead one from being found, and nothing more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{DirEntry, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -33,6 +33,8 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// Calls after which something could not be ended or removed.
     pub(crate) quarantined: AtomicUsize,
+    /// Names of the kernels' directories in it. What else is there, whatever it is called, is code's.
+    homes: Mutex<HashSet<String>>,
     _lock: File,
 }
 
@@ -49,11 +51,16 @@ impl StateDir {
         }
         let path = std::path::absolute(made.keep())?;
         *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Ok(Self { path, quarantined: AtomicUsize::new(0), _lock: lock })
+        Ok(Self { path, quarantined: AtomicUsize::new(0), homes: Mutex::default(), _lock: lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The names of the kernels' directories.
+    pub(crate) fn homes(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

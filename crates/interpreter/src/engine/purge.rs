@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
+use crate::state_dir::StateDir;
 use crate::tree::MATPLOTLIB;
 
 /// The end of a kernel that is removed meanwhile.
@@ -19,8 +20,8 @@ const TRIES: u32 = 50;
 const BETWEEN_TRIES: Duration = Duration::from_millis(10);
 
 impl Engine {
-    /// Ends all spare kernels and empties the engine's directory. Call it when no cell runs; kernels that are started from
-    /// here on are not touched.
+    /// Ends all spare kernels and empties the engine's directory, also of what code has given the names of kernels to come.
+    /// Call it when no cell runs; kernels that are started from here on are not touched.
     ///
     /// # Errors
     /// When something can't be removed or made anew: then the engine can't promise a clean call any more.
@@ -34,11 +35,11 @@ impl Engine {
         let horizon = inner.next_id.load(Ordering::Acquire);
         inner.pools.iter().for_each(|pool| pool.clear());
         inner.epoch.send_modify(|epoch| *epoch += 1);
-        let (root, prebuilt) = (self.state_dir().to_owned(), inner.tree.matplotlib());
+        let (state, prebuilt) = (inner.state_dir.clone(), inner.tree.matplotlib());
         let mut result = Ok(());
         for _ in 0..TRIES {
-            let (root, prebuilt) = (root.clone(), prebuilt.clone());
-            let work = move || empty(&root, horizon).and_then(|()| configure_matplotlib(&root, &prebuilt));
+            let (state, prebuilt) = (state.clone(), prebuilt.clone());
+            let work = move || empty(&state, horizon).and_then(|()| configure_matplotlib(state.path(), &prebuilt));
             result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
             if result.is_ok() {
                 break;
@@ -50,7 +51,8 @@ impl Engine {
 }
 
 /// Removes all but the directories of kernels from `horizon` on.
-fn empty(root: &Path, horizon: u64) -> io::Result<()> {
+fn empty(state: &StateDir, horizon: u64) -> io::Result<()> {
+    let root = state.path();
     match root.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => std::fs::remove_file(root)?,
@@ -61,9 +63,11 @@ fn empty(root: &Path, horizon: u64) -> io::Result<()> {
     std::fs::set_permissions(root, open)?;
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix('k')).and_then(|id| id.parse::<u64>().ok());
-        if id.is_none_or(|id| id < horizon) {
+        let is_new = |name: &str| {
+            let id = name.strip_prefix('k').and_then(|id| id.parse::<u64>().ok());
+            id.is_some_and(|id| id >= horizon) && state.homes().contains(name)
+        };
+        if !entry.file_name().to_str().is_some_and(is_new) {
             sandbox::remove(&entry.path())?;
         }
     }

@@ -21,6 +21,7 @@ const STATE_MODE: u32 = 0o711;
 /// A kernel's directory and user; dropping it removes the one and frees the other.
 #[derive(Debug)]
 pub(crate) struct Home {
+    name: String,
     directory: PathBuf,
     user: Option<KernelUser>,
     /// Goes after the last home in it.
@@ -31,8 +32,13 @@ impl Home {
     /// Makes the directory, readable for its user alone.
     pub(crate) fn make(state: &Arc<StateDir>, name: &str, user: Option<KernelUser>) -> io::Result<Self> {
         let directory = state.path().join(name);
-        std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
-        let home = Self { directory, user, state: state.clone() };
+        // Known before it is there: a purge leaves it alone.
+        state.homes().insert(name.to_owned());
+        if let Err(error) = std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+            state.homes().remove(name);
+            return Err(error);
+        }
+        let home = Self { name: name.to_owned(), directory, user, state: state.clone() };
         if let Some(id) = home.user() {
             chown(home.path(), Some(id), Some(id))?;
         }
@@ -70,6 +76,7 @@ impl Drop for Home {
             tracing::error!(directory = %self.directory.display(), %error, "what a call left could not be removed; it stays, and its user is not used again");
             self.keep_from_others();
         }
+        self.state.homes().remove(&self.name);
     }
 }
 

@@ -85,6 +85,9 @@ fn nothing_is_left_for_the_next_caller() {
                  for place in (root, engine, engine + '/matplotlib'): open(place + '/left', 'w').write('x')\n\
                  for home in os.listdir(engine):\n    \
                      if home[0] == 'k': open(f'{engine}/{home}/utils.py', 'w').write('left = True')\n\
+                 own = int(os.path.basename(os.environ['TMPDIR'])[1:])\n\
+                 for number in (own + 1, own + 2, own + 3, own + 9, own + 1000, 2 ** 64 - 1):\n    \
+                     os.makedirs(f'{engine}/k{number}', exist_ok=True); open(f'{engine}/k{number}/left', 'w').write('x')\n\
                  os.makedirs(root + '/deep/er'); os.chmod(root + '/deep', 0)\n\
                  if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(600)\n    os._exit(0)\n\
                  print(os.path.exists(engine + '/left'))";

@@ -11,7 +11,7 @@ mod supply;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::admission::{Admitted, Refused};
 use self::pool::{Pool, Pools};
 pub use self::status::{EngineStatus, StageStatus};
+use self::supply::UserThreads;
 use crate::answer;
 use crate::error::EngineError;
 use crate::isolation::Isolation;
@@ -112,7 +113,7 @@ pub(crate) struct Inner {
     pub(crate) epoch: watch::Sender<u64>,
     stopping: CancellationToken,
     users: Arc<KernelUsers>,
-    user_threads: AtomicU32,
+    user_threads: UserThreads,
     cores: usize,
     state_dir: Arc<StateDir>,
     failure: RwLock<Option<String>>,
@@ -161,7 +162,7 @@ impl Engine {
             cgroup: RwLock::new(None),
             bounds: Mutex::default(),
             out_of_memory_kills: AtomicU64::new(0),
-            user_threads: AtomicU32::new(0),
+            user_threads: UserThreads::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             failure: RwLock::new(None),
             isolation: Isolation::new(

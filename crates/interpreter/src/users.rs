@@ -151,6 +151,18 @@ mod tests {
         assert!(users.take().is_some());
     }
 
+    /// There were 1,000 users for 1,024 calls.
+    #[test]
+    fn there_are_users_for_the_largest_settings() {
+        let place = tempfile::tempdir().expect("a directory");
+        // MAX_CONCURRENCY, SPARE_KERNELS for each stage, and those that are being cleaned up after.
+        let count = 1024 + 64 * crate::zygote::STAGES.len() + 64;
+        let users = Arc::new(KernelUsers::lock_in(place.path(), count).expect("users"));
+        let taken = std::iter::repeat_with(|| users.take()).take(count).collect::<Option<Vec<_>>>().expect("each its own");
+        assert_eq!(taken.iter().map(|user| user.id).collect::<HashSet<_>>().len(), count);
+        assert!(USERS_OF_16_BITS.len() >= count && USERS.len() >= count);
+    }
+
     /// Both counted from the same number.
     #[test]
     fn two_servers_have_no_user_in_common() {

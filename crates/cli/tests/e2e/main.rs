@@ -43,5 +43,6 @@ mod packages;
 mod policy;
 mod semantics;
 mod soak;
+mod spares;
 mod stdio;
 mod transport;

@@ -6,8 +6,8 @@
 use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use protocol::Layer;
@@ -31,6 +31,28 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Before a spare that has died is replaced: what ended it may go on.
 const MOURNING: Duration = Duration::from_millis(500);
+/// How long a count of the user's threads is good for: it takes a look at all processes of the machine.
+const COUNT_LIFE: Duration = Duration::from_secs(2);
+/// What programs of the same user may start beside a spare that waits: an editor has hundreds of threads.
+const MORE_THREADS: u64 = 512;
+
+/// Threads that the server's user has, where kernels are that user's, and when they were counted.
+#[derive(Default)]
+pub(super) struct UserThreads(Mutex<Option<(Instant, u64)>>);
+
+impl UserThreads {
+    async fn count(&self) -> u64 {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, count)) = *lock()
+            && when.elapsed() < COUNT_LIFE
+        {
+            return count;
+        }
+        let count = tokio::task::spawn_blocking(|| sandbox::threads_of_user(sandbox::user_id())).await.unwrap_or(0);
+        *lock() = Some((Instant::now(), count));
+        count
+    }
+}
 
 impl Inner {
     /// Starts as many kernels as the stage's pool lacks.
@@ -87,7 +109,7 @@ impl Inner {
             None
         };
         mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
-        let (id, home) = self.make_home(user).map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let home = self.make_home(user).map_err(|error| format!("making a kernel's directory: {error}"))?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {
@@ -98,7 +120,7 @@ impl Inner {
             Err(_) => theirs,
         };
         let (directory, site) = (home.path(), self.tree.site());
-        let processes = self.process_limit(id, uid.is_some());
+        let processes = self.process_limit(uid.is_some()).await;
         let file_size_bytes = self.config.limits.file_size_bytes;
         let request = ForkKernel { dir: directory, uid, site: &site, file_size_bytes, processes };
         // Where its end is not the end of all it started, a child of the zygote that nobody knows must be told from it.
@@ -119,13 +141,12 @@ impl Inner {
         if kernel.warmed().await { Ok(kernel) } else { Err("it died while it warmed itself".to_owned()) }
     }
 
-    /// A directory that nobody has, with its number. Code of the server's own user can take the next ones.
-    fn make_home(&self, user: Option<KernelUser>) -> io::Result<(u64, Home)> {
+    /// A directory that nobody has. Code of the server's own user can take names ahead.
+    fn make_home(&self, user: Option<KernelUser>) -> io::Result<Home> {
         loop {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let name = format!("k{id}");
+            let name = format!("k{}", self.next_id.fetch_add(1, Ordering::Relaxed));
             if self.state_dir.path().join(&name).symlink_metadata().is_err() {
-                return Home::make(&self.state_dir, &name, user).map(|home| (id, home));
+                return Home::make(&self.state_dir, &name, user);
             }
         }
     }
@@ -141,17 +162,11 @@ impl Inner {
         }
     }
 
-    /// `RLIMIT_NPROC` counts all threads of the user: a user of its own has none, a shared one has what it has now.
-    fn process_limit(&self, id: u64, own_user: bool) -> u64 {
+    /// `RLIMIT_NPROC` counts all threads of the user: a user of its own has none, a shared one has what it has now. What the
+    /// call itself has is watched besides.
+    async fn process_limit(&self, own_user: bool) -> u64 {
         let allowed = self.config.limits.processes;
-        if own_user {
-            return allowed;
-        }
-        if id % 64 == 1 {
-            let threads = sandbox::threads_of_user(sandbox::user_id());
-            self.user_threads.store(u32::try_from(threads).unwrap_or(u32::MAX), Ordering::Relaxed);
-        }
-        allowed + 64 + u64::from(self.user_threads.load(Ordering::Relaxed))
+        if own_user { allowed } else { allowed + MORE_THREADS + self.user_threads.count().await }
     }
 }
 

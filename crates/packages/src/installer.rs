@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncReadExt;
 
 use crate::config::IndexUrl;
@@ -204,9 +206,7 @@ impl Installer {
 
     /// The moment after which nothing may have been uploaded, as RFC 3339.
     fn newest(&self) -> Option<String> {
-        let age = self.min_age?;
-        let moment = SystemTime::now().checked_sub(age)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        Some(rfc3339(moment.as_secs()))
+        before(SystemTime::now(), self.min_age?)
     }
 
     /// Puts an installer's failure into stable words. `beside`: what it has written elsewhere.
@@ -243,16 +243,11 @@ async fn write(path: &Path, lines: impl Iterator<Item = String>) -> Result<(), P
     tokio::fs::write(path, text).await.map_err(|error| PackageError::fault("writing down what is installed", &error))
 }
 
-/// Seconds since 1970 as `2026-11-25T00:00:00Z` (the days by <https://howardhinnant.github.io/date_algorithms.html>).
-fn rfc3339(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let (day, month) = (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+/// The moment that long before `now`, to the second, as `2026-11-25T00:00:00Z`. Not before 1970, when there was no index.
+fn before(now: SystemTime, age: Duration) -> Option<String> {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+    let moment = OffsetDateTime::from_unix_timestamp(i64::try_from(since.as_secs()).ok()?);
+    moment.ok()?.format(&Rfc3339).ok()
 }
 
 #[cfg(test)]
@@ -311,8 +306,15 @@ mod tests {
 
     #[test]
     fn moments_are_written_as_indexes_read_them() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(rfc3339(1_795_614_062), "2026-11-25T13:41:02Z");
+        let now = SystemTime::UNIX_EPOCH + Duration::new(1_795_614_062, 999_999_999);
+        for (age, text) in [
+            (0, "2026-11-25T13:41:02Z"),
+            (843_831_662, "2000-02-29T00:00:00Z"),
+            (1_795_614_062, "1970-01-01T00:00:00Z"),
+            // It was no moment at all, and any file was taken.
+            (100 * 365 * 86_400, "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(before(now, Duration::from_secs(age)).as_deref(), Some(text));
+        }
     }
 }

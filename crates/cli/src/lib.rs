@@ -205,6 +205,7 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings, stop: Cancellatio
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let service = settings.start(false, DoorRules::default()).await?;
+    settings::warn_of_reach(address);
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
     tokio::select! {
         () = server::serve(listener, &service, &options, stop.cancelled_owned()) => Ok(()),

@@ -12,6 +12,7 @@ mod environment;
 mod lambda;
 mod layers;
 mod log;
+mod reach;
 mod reference;
 mod signals;
 mod variables;
@@ -35,6 +36,7 @@ pub use environment::{Names, Sources, flags_only, from_environment};
 pub use lambda::{LambdaSettings, ResponseLock};
 pub use layers::{hint, warn_of_refused};
 pub use log::{LogFormat, LogSettings, start_log};
+pub use reach::warn_of_reach;
 pub use reference::reference;
 pub use signals::{Signals, die_of};
 

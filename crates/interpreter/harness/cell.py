@@ -25,6 +25,10 @@ MAX_NOTES = 30
 REPORT_ROOM_BYTES = 16 << 20
 _FILES = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_NO_SHARED_MEMORY = (
+    "Pools, queues and locks of multiprocessing need /dev/shm, which is not there, as in AWS Lambda. Use threads"
+    " (concurrent.futures.ThreadPoolExecutor), or multiprocessing.Process with a Pipe."
+)
 
 
 _current = _NAME  # what the code that runs is called in tracebacks
@@ -166,6 +170,7 @@ def describe(error):
     """An exception as type, message, traceback and line of the submitted code."""
     kind = type(error).__name__
     try:
+        _explain(error)
         _trim(error, set())
         last = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _current]
         line = last[-1].lineno if last else error.lineno if isinstance(error, SyntaxError) and error.filename == _current else None
@@ -185,6 +190,14 @@ def describe(error):
         "line": line,
         "column": column,
     }
+
+
+def _explain(error):
+    """Says what a library does not: why something of the system is not there."""
+    if isinstance(error, OSError) and not os.access("/dev/shm", os.W_OK):
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.filename.endswith("multiprocessing/synchronize.py") for frame in frames):
+            error.add_note(_NO_SHARED_MEMORY)
 
 
 def _code(error):

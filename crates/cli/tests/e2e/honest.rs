@@ -1,8 +1,10 @@
 //! Honest code that was ended, or whose value was lost.
 
+use std::process::Command;
+
 use serde_json::json;
 
-use crate::client::{Home, Server, told};
+use crate::client::{Home, Server, program, told};
 
 in_each_home!(memory_that_forks_share_is_counted_once_and_their_own_each, User);
 /// What a fork shares with its parent was counted for each of them.
@@ -54,4 +56,31 @@ async fn the_value_and_the_error_are_told_also_when_something_outlives_the_cell(
     let ends = "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.1), print('late'))).start()\n'value'";
     let result = server.run(ends).await;
     assert_eq!((&result["stdout"], &result["result"]), (&json!("late\n"), &json!("'value'")), "{result:#}");
+}
+
+/// There is none in a Lambda function: the code was told no more than "Function not implemented".
+#[tokio::test]
+#[cfg_attr(not(root), ignore = "needs root")]
+async fn without_shared_memory_multiprocessing_says_what_to_use_instead() {
+    let place = tempfile::tempdir().unwrap();
+    let inside = program();
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs -o mode=755 devices \"$0\" && for name in null zero random urandom; do \
+                  touch \"$0/$name\" && mount --bind /dev/$name \"$0/$name\" || exit 1; done && mount --rbind \"$0\" /dev && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(place.path()).arg(inside.get_program());
+    command.env_clear().envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
+    command.env("PRELOAD", "core");
+    let server = Server::of(command);
+    for code in [
+        "import multiprocessing as m\nm.Pool(2)",
+        "from concurrent.futures import ProcessPoolExecutor as E\nlist(E(2).map(abs, [1]))",
+        "import multiprocessing as m\nm.Queue()",
+    ] {
+        let result = server.run(code).await;
+        assert!(result["error"]["traceback"].as_str().unwrap().contains("Use threads"), "{code}: {result}");
+    }
+    let result = server.run("from concurrent.futures import ThreadPoolExecutor as E\nlist(E(2).map(abs, [-1]))").await;
+    assert_eq!(result["result"], "[1]", "{result}");
+    let other = server.run("open('/nowhere')").await;
+    assert!(!other["error"]["traceback"].as_str().unwrap().contains("Use threads"), "{other}");
 }

@@ -23,4 +23,4 @@ pub use probe::{Probe, Probes};
 pub use sandbox::Allowed;
 pub use state_dir::wait_for_engines;
 pub use tree::PythonTree;
-pub use zygote::{Preload, stage_for};
+pub use zygote::Preload;

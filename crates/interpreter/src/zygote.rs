@@ -22,8 +22,8 @@ use tokio::sync::{oneshot, watch};
 #[cfg(test)]
 pub(crate) use self::holder::{BOOTSTRAP, COMMAND, MODULES};
 pub(crate) use self::holder::{Holder, HolderConfig};
-pub(crate) use self::stage::STAGES;
-pub use self::stage::{Preload, stage_for};
+pub use self::stage::Preload;
+pub(crate) use self::stage::{STAGES, stage_for};
 pub(crate) use self::stages::{Process, Stages, State, pauses};
 use crate::answer::signal_name;
 use crate::probe::Probes;

@@ -103,7 +103,7 @@ impl Preload {
 }
 
 /// The index of the smallest stage that has what `code` mentions.
-pub fn stage_for(code: &str) -> usize {
+pub(crate) fn stage_for(code: &str) -> usize {
     STAGES.iter().rposition(|stage| stage.mentions.iter().any(|name| mentions(code, name))).unwrap_or(0)
 }
 

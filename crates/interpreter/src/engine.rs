@@ -1,6 +1,8 @@
 //! The engine as its doors see it: start it, run cells, ask how it stands.
 
 mod admission;
+#[cfg(test)]
+mod bounded;
 mod keeper;
 #[cfg(test)]
 mod kept;

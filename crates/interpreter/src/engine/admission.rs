@@ -112,6 +112,13 @@ impl Inner {
                 Ended::refused(ErrorCode::Busy, format!("{runs} calls run and {waits} wait; try again later"))
             }
             Refused::NoKernel(reason) => answer::fault(&format!("no process could be started for the code: {reason}")),
+            Refused::NotInTime if self.permits.available_permits() == 0 => {
+                let runs = self.config.max_concurrency;
+                Ended::refused(
+                    ErrorCode::Busy,
+                    format!("{runs} calls run, and none ended in the time of this one; try again later"),
+                )
+            }
             Refused::NotInTime => answer::fault("no process could be had for the code in the time of the call"),
         }
     }

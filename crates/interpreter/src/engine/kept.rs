@@ -11,9 +11,9 @@ use crate::answer;
 use crate::kernel::{Cell, Kernel};
 use crate::{Allowed, Preload};
 
-async fn engine(preload: Preload) -> Engine {
+pub(super) fn config(preload: Preload) -> EngineConfig {
     let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build/tree").into();
-    let config = EngineConfig {
+    EngineConfig {
         tree,
         preload,
         max_concurrency: 2,
@@ -26,8 +26,11 @@ async fn engine(preload: Preload) -> Engine {
         readable: Vec::new(),
         visible: Vec::new(),
         allow_root: true,
-    };
-    Engine::start(config).await.expect("it starts")
+    }
+}
+
+async fn engine(preload: Preload) -> Engine {
+    Engine::start(config(preload)).await.expect("it starts")
 }
 
 async fn kernel(engine: &Engine, stage: usize) -> Kernel {

@@ -152,6 +152,18 @@ async fn images_beyond_the_budget_that_code_sends_itself_are_left_out() {
     assert!(text.contains("1 images were left out") && text.contains("MAX_IMAGES_BYTES"), "{text}");
 }
 
+/// Each costs the server more than its bytes.
+#[tokio::test]
+async fn more_images_than_an_answer_may_have_are_left_out_whoever_sends_them() {
+    let server = Server::with(Home::Caller, &[("PRELOAD", "core")]);
+    let code = "import os\nframe = b'image/png\\0\\x89PNG\\r\\n\\x1a\\n'\n\
+                for _ in range(40): os.write(500, b'I' + len(frame).to_bytes(4, 'little') + frame)";
+    let answer = server.call("execute_python", json!({"code": code})).await;
+    let content = answer["result"]["content"].as_array().unwrap();
+    assert_eq!(content.len() - 1, 32);
+    assert!(content[0]["text"].as_str().unwrap().contains("8 images were left out"), "{}", content[0]);
+}
+
 /// One that could not be drawn took all later ones with it, and no word was said of those.
 #[tokio::test]
 async fn a_figure_that_cant_be_drawn_costs_no_other() {

@@ -213,7 +213,7 @@ async fn a_users_own_files_keep_their_modes_and_a_closed_state_directory_is_mend
     }
 }
 
-in_each_home!(a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory, User);
+in_each_home!(a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory, User, NoLandlock, Lambda, Strict);
 /// SIGTERM found nobody to end what a call had started where no namespace ends it.
 async fn a_server_that_is_stopped_while_busy_leaves_no_process_and_no_directory(homes: &[Home]) {
     for &home in homes {

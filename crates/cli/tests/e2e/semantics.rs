@@ -183,6 +183,11 @@ async fn output_past_the_cap_keeps_head_and_tail_and_counts_the_rest() {
     assert!(stdout.starts_with("head\n") && stdout.ends_with("tail\n") && stdout.contains("[4011 bytes left out]"), "{stdout}");
     assert_eq!(result["dropped"], json!({"stdout_bytes": 4011, "stderr_bytes": 0}));
     assert_eq!(result["success"], true);
+    // Each stream has as much, and no character is cut in two.
+    let result = server.run("import sys\nprint('é' * 5000, file=sys.stderr)\nprint('out')").await;
+    let stderr = result["stderr"].as_str().unwrap();
+    assert!(stderr.starts_with('é') && stderr.ends_with("é\n") && stderr.contains("bytes left out"), "{stderr}");
+    assert!(!stderr.contains('\u{fffd}') && result["stdout"] == "out\n", "{result}");
 }
 
 #[tokio::test]

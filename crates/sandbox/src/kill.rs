@@ -21,8 +21,9 @@ use crate::proc::{self, Stat};
 /// Rounds of stop, rescan and kill before giving up on a tree that grows faster than it can be stopped.
 const MAX_ROUNDS: usize = 200;
 
-/// How long the end of a whole namespace may take.
+/// How long the end of a whole namespace may take, and that of a tree.
 const NAMESPACE_PATIENCE_MS: i64 = 10_000;
+const TREE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a killed process that is alone may take to be dead, on a thread that others wait for.
 const DEATH_PATIENCE_MS: i64 = 20;
@@ -214,7 +215,9 @@ impl Reaper {
         // So that it starts nothing while all that it has started is looked for.
         kernel.handle.signal(Signal::STOP);
         let mut dead = false;
-        for _ in 0..MAX_ROUNDS {
+        let until = Instant::now() + TREE_PATIENCE;
+        // A process that a driver or a file system holds up can't be ended: nobody waits for it longer.
+        for _ in (0..MAX_ROUNDS).take_while(|_| Instant::now() < until) {
             let Some(victims) = self.victims(kernel) else {
                 kernel.handle.signal(Signal::KILL);
                 return false;
@@ -231,7 +234,8 @@ impl Reaper {
             kernel.handle.signal(Signal::KILL);
             dead = kernel.handle.wait_dead(1000);
             for (pid, handle) in &handles {
-                handle.wait_dead(1000);
+                let left = until.saturating_duration_since(Instant::now()).as_millis().min(1000);
+                handle.wait_dead(i64::try_from(left).unwrap_or(0));
                 self.reap(*pid);
             }
         }

@@ -109,7 +109,10 @@ impl Inner {
             None
         };
         mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
-        let home = self.make_home(user).map_err(|error| format!("making a kernel's directory: {error}"))?;
+        let home = self.make_home(user).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "the engine's directory was removed while the server ran: it must be restarted".to_owned(),
+            _ => format!("making a kernel's directory: {error}"),
+        })?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
         let theirs = match &self.isolation.landlock {

@@ -21,7 +21,7 @@ help: ## Show this list
 
 run: tree ## Build everything and serve http://127.0.0.1:8000/lambda/mcp/ (HOST, PORT, .env)
 	@echo "building the server (the first time takes minutes)"
-	cargo build --release -p cli
+	cargo build --locked --release -p cli
 	@exec target/release/code-interpreter serve $(if $(wildcard .env),--env-file .env)
 
 tree: $(UV) ## Build the Python tree under build/
@@ -41,7 +41,7 @@ test: tree aws ## Run all tests
 
 lint: ## rustfmt and clippy
 	cargo fmt --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --bins --features cli/conformance -- -D warnings
 
 conformance: tree ## The MCP conformance suite, in all protocol versions, against this server with the suite's tools
@@ -96,7 +96,7 @@ bootstrap: aws $(UV) ## Build the function's program for ARCH
 
 function-native:
 	@echo "building the function for this machine (the first time takes minutes)"
-	cargo build --profile lambda -p lambda --bin bootstrap
+	cargo build --locked --profile lambda -p lambda --bin bootstrap
 	@mkdir -p build/function-native
 	@cp target/lambda/bootstrap build/function-native/bootstrap
 
@@ -166,7 +166,7 @@ fuzz: ## Look for input that breaks what reads strangers' bytes (FUZZ_SECONDS fo
 	done
 
 bench: tree ## Measure the release server beside a fresh interpreter
-	cargo build --release -p cli
+	cargo build --locked --release -p cli
 	cargo bench -p cli --bench bench
 
 settings: ## Print .env.example and the README table from the registry

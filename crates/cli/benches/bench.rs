@@ -1,5 +1,6 @@
 //! `make bench`: the release server beside a fresh interpreter doing the same work, in one run, as ratios.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that fails is no measurement")]
+#![expect(clippy::disallowed_methods, reason = "there is no server in this process")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 //! Rule: what a kernel says is content, never authority. Status, time, exit code and truncation come from the
 //! supervisor's own clock and counts; every frame is length-capped before it is stored; a kernel's tree is dead before
 //! its answer is given.
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start children of their own"))]
 
 mod answer;
 mod engine;

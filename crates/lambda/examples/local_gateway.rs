@@ -5,6 +5,7 @@
 //! streamed and buffered answers; an answer of the other kind than the integration's is a 502, as in API Gateway.
 
 #![expect(clippy::print_stderr, reason = "it says where it serves and why it refuses")]
+#![expect(clippy::disallowed_methods, reason = "there is no server in this process")]
 
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitCode};

@@ -3,6 +3,7 @@
 //! Rules: a requirement is a name with versions, never a place to fetch from. What is installed comes as wheels, by a
 //! short-lived process outside of the sandbox, into a folder of its own that is complete or not there; code never runs
 //! beside a half-mixed set of versions.
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start children and remove folders of their own"))]
 
 mod archive;
 mod cache;

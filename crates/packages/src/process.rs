@@ -89,6 +89,7 @@ impl Starter {
         command.kill_on_drop(true);
         let (mut child, group) = {
             let started = self.reaper.start(|| {
+                #[expect(clippy::disallowed_methods, reason = "in `Reaper::start`")]
                 let child = command.spawn()?;
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
                 Ok(((child, pid), pid))

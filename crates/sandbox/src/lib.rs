@@ -3,6 +3,7 @@
 //! Rules: the only crate with `unsafe` and raw system calls; every call that a kernel may refuse answers whether it
 //! held and is never fatal (inside a Lambda function `prctl` is denied altogether); a kill is only done when nothing
 //! of the killed tree is left.
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start children and remove folders of their own"))]
 
 mod beneath;
 mod calls;

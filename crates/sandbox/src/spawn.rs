@@ -45,6 +45,7 @@ pub fn spawn(mut command: Command, environment: &[(&str, String)], descriptors: 
             Ok(())
         });
     }
+    #[expect(clippy::disallowed_methods, reason = "whoever calls this is in `Reaper::start`")]
     let child = command.spawn();
     drop(copies);
     child

@@ -1,4 +1,5 @@
 //! Killing what a kernel leaves: in a process of its own, because every child that the reaper does not know is killed.
+#![expect(clippy::disallowed_methods, reason = "in `Reaper::start`, or what is to be killed")]
 
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};

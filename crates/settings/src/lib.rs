@@ -3,6 +3,7 @@
 //! Rule: this is the registry. `.env.example` and the README's table are printed from it (`make settings`), and a test
 //! holds them to it. Where values come from is [`Sources`]' affair, and what numbers may be that of `bounds`. Each setting's
 //! heading says whether it decides over security; one that does is never taken from a file that nobody named.
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start children and remove folders of their own"))]
 
 mod bounds;
 mod descriptors;

@@ -1,5 +1,6 @@
 //! End-to-end tests: each starts the real program and talks to it as a client would.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that can't go on fails, with the server's log")]
+#![expect(clippy::disallowed_methods, reason = "there is no server in this process")]
 
 /// Two tests of one: as whoever runs the tests, and as the users that root alone can become. The second is counted as skipped
 /// where it can't be run.

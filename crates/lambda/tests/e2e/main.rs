@@ -1,6 +1,7 @@
 //! The function under AWS's own emulator, as a user who has next to no rights on a kernel that refuses what Lambda's does,
 //! behind a stand-in for API Gateway; under stand-ins for other Runtime APIs; and what goes into an account.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test says by failing what is wrong")]
+#![expect(clippy::disallowed_methods, reason = "there is no server in this process")]
 
 mod deploy;
 /// That of the command line's tests.

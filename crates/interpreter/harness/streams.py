@@ -53,6 +53,8 @@ class _Buffer(io.BufferedIOBase):
         return self._fd
 
     def write(self, data):
+        if type(data) is not bytes:
+            data = memoryview(data).tobytes()  # of an array `len` is the number of its items
         size = len(data)
         output = self._output
         self._acquire()  # not `with`, which costs as much as all the rest
@@ -66,7 +68,7 @@ class _Buffer(io.BufferedIOBase):
                 if monotonic() > output.send_by:
                     self.send()
             else:
-                self._write_eagerly(bytes(data))
+                self._write_eagerly(data)
         finally:
             self._release()
         return size

@@ -33,6 +33,17 @@ async fn values_follow_jupyter_and_the_variable_result() {
     }
 }
 
+/// The number of an array's items was taken for that of its bytes.
+#[tokio::test]
+async fn whatever_has_bytes_can_be_written_to_the_buffer() {
+    let server = Server::start();
+    let code = "import array, sys\nfor i in range(400): print(i)\nwords = array.array('I', [0x64636261] * 3)\n\
+                print(sys.stdout.buffer.write(words), sys.stdout.buffer.write(memoryview(words)[::2]))\n\
+                try: sys.stdout.buffer.write('text')\nexcept TypeError: print('refused')";
+    let result = server.run(code).await;
+    assert!(result["stdout"].as_str().unwrap().ends_with("399\nabcdabcdabcdabcdabcd12 8\nrefused\n"), "{result}");
+}
+
 /// A cell that ended with a comment that ended with one showed nothing, and one with a comment behind it showed its value.
 #[tokio::test]
 async fn a_semicolon_hides_the_value_and_one_in_a_comment_does_not() {

@@ -110,6 +110,19 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// C15: its directory and its user went to the next call.
+    #[test]
+    fn what_could_not_be_ended_is_used_by_nobody_again() {
+        let state = Arc::new(StateDir::make().expect("a directory"));
+        let home = Home::make(&state, "k1", None).expect("a home");
+        let path = home.path().to_owned();
+        home.quarantine();
+        assert!(path.exists());
+        assert_eq!(state.quarantined.load(Ordering::Relaxed), 1);
+        let again = Home::make(&state, "k1", None).expect_err("it is there");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+
     /// Code of an ordinary user's server closed it, and no call worked any more.
     #[test]
     fn a_state_directory_that_was_closed_is_mended() {

@@ -12,7 +12,7 @@ ARCH ?= arm64
 NATIVE_ARCH := $(subst aarch64,arm64,$(shell uname -m))
 AWS_TOOLS := build/aws
 
-.PHONY: help run tree test soak fuzz lint deny bench settings doors lock smoke clean aws bootstrap function-native \
+.PHONY: help run tree test soak floods kill fuzz lint deny bench settings doors lock smoke clean aws bootstrap function-native \
   layer layer.build layer.package layer.deploy layer.test layer.test.arm64 layer.native \
   apigw apigw.package apigw.deploy apigw.delete logs local-lambda local-lambda.test conformance clients clients.light clients.lock
 
@@ -134,6 +134,12 @@ local-lambda.test: layer.native aws ## The smoke test against it
 
 soak: tree ## 10,000 calls, honest and hostile: nothing may be left (takes minutes)
 	SOAK_CALLS=10000 cargo test -p cli --test e2e soak -- --nocapture
+
+floods: tree ## Eight floods at once against the release server: how late each is ended, what others wait, what it costs (takes minutes)
+	MEASURE_FLOODS=1 cargo test --release -p cli --test e2e eight_floods -- --nocapture --test-threads 1
+
+kill: tree ## Kill zygotes, the holder and spares at random in 200 rounds: nothing may be lost or left (takes minutes)
+	KILL_ROUNDS=200 cargo test -p cli --test e2e killing_at_random -- --nocapture --test-threads 1
 
 clients: tree ## Run real clients and write docs/clients.md (ONLY=mcp2,ts1 runs a part)
 	@echo "building the server"

@@ -12,7 +12,6 @@ use crate::wire::HARNESS_FAULT;
 
 /// Characters of a value or a traceback: what `values.py` and `cell.py` cut to, with their note of what is left out.
 pub(crate) const MAX_TEXT: usize = 65_000;
-const MAX_WARNINGS: usize = 100;
 
 /// The answer to a call that a fault of ours keeps from running.
 pub(crate) fn fault(what: &str) -> Ended {
@@ -126,7 +125,6 @@ fn bounded(mut report: Report) -> Report {
             cut(text, most);
         }
     }
-    report.warnings.truncate(MAX_WARNINGS);
     report.warnings.iter_mut().for_each(|warning| cut(warning, 2000));
     report
 }

@@ -28,6 +28,7 @@ mod client;
 mod command_line;
 mod contract;
 mod draining;
+mod eight_floods;
 mod faults;
 mod figures;
 mod files;

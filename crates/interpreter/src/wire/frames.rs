@@ -2,8 +2,11 @@
 //!
 //! Rule: the length is checked before a byte of the payload is stored.
 
+use std::fmt;
+
 use bytes::{Buf, Bytes, BytesMut};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The longest payload of a frame, in bytes. The largest honest one is an image of 5 MB.
 pub(crate) const MAX_PAYLOAD: usize = 6 << 20;
@@ -73,8 +76,33 @@ pub(crate) struct Report {
     pub(crate) value: Option<String>,
     pub(crate) error: Option<ReportedError>,
     pub(crate) exit: Option<u8>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "first_warnings")]
     pub(crate) warnings: Vec<String>,
+}
+
+/// As many as are ever told: a megabyte of empty ones would take eight in memory.
+pub(crate) const MAX_WARNINGS: usize = 100;
+
+fn first_warnings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct First;
+    impl<'de> Visitor<'de> for First {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of warnings")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut first = Vec::new();
+            while first.len() < MAX_WARNINGS {
+                let Some(warning) = list.next_element()? else { return Ok(first) };
+                first.push(warning);
+            }
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+    deserializer.deserialize_seq(First)
 }
 
 impl Report {
@@ -158,5 +186,15 @@ mod tests {
         assert_eq!(next(&mut BytesMut::from(&b"O\xff\xff\xff\x7f"[..])), Err(BrokenFraming));
         assert_eq!(next(&mut BytesMut::from(&b"{\"k\":\"done\"}"[..])), Err(BrokenFraming));
         assert_eq!(next(&mut BytesMut::from(&b"Z\0\0\x20\0"[..])), Err(BrokenFraming), "a report of 2 MB");
+    }
+
+    #[test]
+    fn a_report_of_any_number_of_warnings_costs_what_the_first_of_them_do() {
+        for count in [0, MAX_WARNINGS - 1, MAX_WARNINGS, MAX_WARNINGS + 1, 250_000] {
+            let text = serde_json::json!({"warnings": vec![""; count], "value": "1"}).to_string();
+            let report = serde_json::from_str::<Report>(&text).expect("a report");
+            assert_eq!((report.warnings.len(), report.value.as_deref()), (count.min(MAX_WARNINGS), Some("1")));
+            assert!(report.warnings.capacity() <= 2 * MAX_WARNINGS);
+        }
     }
 }

@@ -118,7 +118,8 @@ pub(crate) struct Inner {
     user_threads: UserThreads,
     cores: usize,
     state_dir: Arc<StateDir>,
-    failure: RwLock<Option<String>>,
+    /// Why the holder can't be started, when it can't.
+    failure: watch::Sender<Option<String>>,
 }
 
 impl Engine {
@@ -130,10 +131,10 @@ impl Engine {
         let engine = Self::start_in_background(config)?;
         let reason = match tokio::time::timeout(START_PATIENCE, engine.inner.usable(0)).await {
             Ok(Ok(_)) => return Ok(engine),
-            Ok(Err(reason)) => Some(reason),
-            Err(_) => engine.inner.failure.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            Ok(Err(reason)) => reason,
+            Err(_) => "see its messages above".to_owned(),
         };
-        Err(EngineError::NoZygote(reason.unwrap_or_else(|| "see its messages above".to_owned())))
+        Err(EngineError::NoZygote(reason))
     }
 
     /// Starts the zygotes and does not wait for them: a door can open before the interpreter is up.
@@ -166,7 +167,7 @@ impl Engine {
             out_of_memory_kills: AtomicU64::new(0),
             user_threads: UserThreads::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            failure: RwLock::new(None),
+            failure: watch::Sender::new(None),
             isolation: Isolation::new(
                 (config.allowed, config.disabled_layers.clone()),
                 &config.readable,
@@ -231,7 +232,7 @@ impl Engine {
                 Some(State::Ready(zygote)) => ("ready", zygote.missing(), None),
                 Some(State::Starting) => ("starting", Vec::new(), None),
                 Some(State::Failed(reason)) => ("failed", Vec::new(), Some(reason)),
-                None => ("dead", Vec::new(), None),
+                None => ("dead", Vec::new(), inner.failure.borrow().clone()),
             };
             StageStatus { name: STAGES[index].name, state, spares: inner.pools[index].ready(), missing, reason }
         });

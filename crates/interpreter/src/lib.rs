@@ -12,6 +12,7 @@ mod isolation;
 mod kernel;
 mod probe;
 mod state_dir;
+mod told;
 mod tree;
 mod users;
 mod wire;

@@ -24,7 +24,7 @@ pub(crate) use self::holder::{BOOTSTRAP, COMMAND, MODULES};
 pub(crate) use self::holder::{Holder, HolderConfig};
 pub use self::stage::Preload;
 pub(crate) use self::stage::{STAGES, stage_for};
-pub(crate) use self::stages::{Process, Stages, State, pauses};
+pub(crate) use self::stages::{LONGEST_PAUSE_OF_FIRST, Process, Stages, State, pauses};
 use crate::answer::signal_name;
 use crate::probe::Probes;
 use crate::wire::{Exit, Fork, ForkKernel, Message, Number, Request};
@@ -76,6 +76,7 @@ pub(crate) struct Zygote {
     process: OnceLock<Pidfd>,
     pid: OnceLock<i32>,
     facts: OnceLock<Facts>,
+    given_up: OnceLock<String>,
     missing: OnceLock<Vec<String>>,
     /// What it was importing last.
     importing: Mutex<String>,
@@ -95,6 +96,7 @@ impl Zygote {
             process: OnceLock::new(),
             pid: OnceLock::new(),
             facts: OnceLock::new(),
+            given_up: OnceLock::new(),
             missing: OnceLock::new(),
             importing: Mutex::default(),
             baseline_bytes: OnceLock::new(),
@@ -124,6 +126,17 @@ impl Zygote {
     /// What the holder has found out, once it serves.
     pub(crate) fn facts(&self) -> Option<&Facts> {
         self.facts.get()
+    }
+
+    /// Ends it, for this reason.
+    pub(crate) fn give_up(&self, reason: String) {
+        let _ = self.given_up.set(reason);
+        self.end();
+    }
+
+    /// Why it was given up.
+    pub(crate) fn given_up(&self) -> Option<String> {
+        self.given_up.get().cloned()
     }
 
     async fn ask(&self, fork: &Fork<'_>, descriptors: &[BorrowedFd<'_>]) -> Result<Spawned, String> {

@@ -165,11 +165,23 @@ impl Reaper {
     /// One has ended.
     pub fn forget_zygote(&self, pid: i32) {
         self.known().zygotes.remove(&pid);
+        // Its own zygote may have ended before it: then it is a child of ours.
+        self.reap(pid);
     }
 
     /// All have ended.
     pub fn forget_zygotes(&self) {
         self.known().zygotes.clear();
+    }
+
+    /// Takes the zombies of what became our child when its zygote ended.
+    pub fn reap_strays(&self) {
+        let children = if self.inherits_orphans { proc::children(crate::process_id()) } else { Vec::new() };
+        for pid in children {
+            if proc::stat(pid).is_some_and(|stat| stat.zombie) {
+                self.reap(pid);
+            }
+        }
     }
 
     /// A kernel is about to be asked for.
@@ -199,7 +211,7 @@ impl Reaper {
             && self.unknown_of_zygotes().is_empty()
             && self.orphans(kernel).is_empty();
         if alone {
-            self.known().kernels.remove(&kernel.pid);
+            self.forget_kernel(kernel.pid);
         }
         alone
     }
@@ -224,7 +236,7 @@ impl Reaper {
             };
             // Its children have another parent by the time it is dead: a look before that may find them nowhere.
             if dead && victims.is_empty() {
-                self.known().kernels.remove(&kernel.pid);
+                self.forget_kernel(kernel.pid);
                 return true;
             }
             let handles = self.stop_all(kernel, victims);
@@ -345,6 +357,12 @@ impl Reaper {
         };
         // Of one that had ended before it was seen nothing can be told by time, and it has run no code.
         kernel.started.map_or_else(Vec::new, |started| orphans_of_init(&all, &heirs, started, same_user))
+    }
+
+    fn forget_kernel(&self, pid: i32) {
+        self.known().kernels.remove(&pid);
+        // Of a zygote that has ended.
+        self.reap(pid);
     }
 
     /// Takes the zombie of a stray that became our child.

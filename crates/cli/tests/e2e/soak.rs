@@ -36,7 +36,7 @@ const CALLS: &[(&str, f64)] = &[
 ];
 
 /// Everything that could be left over, by name, so that a difference says what it is.
-fn inventory(server: &Server, state: &Path) -> BTreeMap<&'static str, usize> {
+pub(crate) fn inventory(server: &Server, state: &Path) -> BTreeMap<&'static str, usize> {
     let entries = |path: PathBuf| std::fs::read_dir(path).map(Iterator::count).unwrap_or_default();
     let pid = server.pid();
     let processes = descendants(pid);
@@ -54,7 +54,7 @@ fn inventory(server: &Server, state: &Path) -> BTreeMap<&'static str, usize> {
 }
 
 /// Directories of the server's own control groups: one in each hierarchy, with nothing below.
-fn groups(directory: &Path, pid: i32) -> usize {
+pub(crate) fn groups(directory: &Path, pid: i32) -> usize {
     let name = format!("code-interpreter-{pid}");
     let below = std::fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
     below.map(|entry| usize::from(entry.path().to_string_lossy().contains(&name)) + groups(&entry.path(), pid)).sum()

@@ -40,17 +40,20 @@ impl Drop for Queued<'_> {
 impl Inner {
     /// The highest stage up to this one that serves.
     pub(super) async fn usable(&self, stage: usize) -> Result<usize, String> {
-        let mut warm = self.stages.subscribe();
+        let (mut warm, mut failure) = (self.stages.subscribe(), self.failure.subscribe());
         loop {
             let serving = warm.borrow_and_update().clone();
             let usable = async {
                 match &serving {
-                    Some(stages) => stages.usable(stage).await,
-                    None => std::future::pending().await,
+                    Some(stages) => stages.usable(stage).await.map(|(stage, _)| stage),
+                    None => {
+                        let failed = failure.wait_for(Option::is_some).await;
+                        Err(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
+                    }
                 }
             };
             tokio::select! {
-                found = usable => return found.map(|(stage, _)| stage),
+                found = usable => return found,
                 changed = warm.changed() => changed.map_err(|_| "the engine has ended")?,
             }
         }

@@ -1,6 +1,7 @@
 //! Keeps a holder, and the stages above it.
 //!
-//! Rule: a holder that ends is replaced, after longer and longer pauses where it ends soon; what was above it ends with it.
+//! Rules: a holder that ends is replaced, at once or nearly: everybody waits for it. What was above it ends with it. While
+//! none can be started, callers and the log are told why.
 
 use std::process::Child;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,8 @@ use sandbox::{Cgroup, Pidfd};
 
 use super::{Inner, START_PATIENCE};
 use crate::probe::{Probe, Probes};
-use crate::zygote::{self, Holder, HolderConfig, Process, STAGES, Stages, Zygote};
+use crate::told::Told;
+use crate::zygote::{self, Holder, HolderConfig, LONGEST_PAUSE_OF_FIRST, Process, STAGES, Stages, Zygote};
 
 /// What the zygotes and their spares may take together: the whole stack is 180 MB, and some of it is copied.
 const WARM_BYTES: u64 = 1 << 30;
@@ -20,19 +22,28 @@ const WARM_BYTES: u64 = 1 << 30;
 const SHARED_MEMORY_BYTES: u64 = 256 << 20;
 /// A holder that has served so long was sound: its end says nothing about the next one's.
 const STEADY: Duration = Duration::from_secs(10);
+/// After so many that never served, one after the other, callers are told why.
+const MAX_FAILURES: u32 = 3;
+
+/// A holder's process, the group that it is in, and itself.
+type Started = (Child, Option<Arc<Cgroup>>, Arc<Zygote>);
 
 /// Starts a holder, waits for its end, starts the next. Runs on a thread of its own, the parent of all holders.
 pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle, stopped: &mpsc::Receiver<()>) {
-    let mut pauses = zygote::pauses();
+    let pauses = || zygote::pauses(LONGEST_PAUSE_OF_FIRST);
+    let (mut pause, mut told, mut failures) = (pauses(), Told::default(), 0);
     while let Some(inner) = engine.upgrade().filter(|inner| !inner.stopping.is_cancelled()) {
+        // What the last holder's end has ended.
+        inner.reaper.reap_strays();
         let started = Instant::now();
-        match Inner::start_holder(&inner, runtime) {
-            Ok((mut child, cgroup)) => {
+        let failed = match Inner::start_holder(&inner, runtime) {
+            Ok((mut child, cgroup, zygote)) => {
                 let (reaper, restarts) = (inner.reaper.clone(), inner.restarts.clone());
                 drop(inner);
                 let status = child.wait();
                 reaper.release(i32::try_from(child.id()).unwrap_or(0));
                 reaper.forget_zygotes();
+                let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 if let Some(inner) = engine.upgrade() {
                     *inner.cgroup.write().unwrap_or_else(PoisonError::into_inner) = None;
                     inner.stages.send_replace(None);
@@ -40,21 +51,34 @@ pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle
                     inner.pools.iter().for_each(|pool| pool.clear());
                     if !inner.stopping.is_cancelled() {
                         restarts.fetch_add(1, Ordering::Relaxed);
-                        tracing::warn!(?status, "the holder of the zygotes ended; another is started");
+                        if told.is_news(&how) {
+                            tracing::warn!(status = how, "the holder of the zygotes ended; another is started");
+                        }
                     }
                 }
                 drop(cgroup);
+                let reason = || zygote.given_up().unwrap_or_else(|| format!("it ended before it served: {how}"));
+                zygote.facts().is_none().then(reason)
             }
             Err(error) => {
-                tracing::error!(%error, "the interpreter could not be started");
-                *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                let reason = error.to_string();
+                if told.is_news(&reason) {
+                    tracing::error!(reason, "the interpreter could not be started");
+                }
+                Some(reason)
             }
+        };
+        failures = if failed.is_some() { failures + 1 } else { 0 };
+        if failures >= MAX_FAILURES
+            && let Some(inner) = engine.upgrade()
+        {
+            inner.failure.send_replace(failed);
         }
         if started.elapsed() > STEADY {
-            pauses = zygote::pauses();
+            pause = pauses();
         }
         // Also the end of the engine ends the pause.
-        if stopped.recv_timeout(pauses.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {
+        if stopped.recv_timeout(pause.next().unwrap_or(STEADY)) == Err(mpsc::RecvTimeoutError::Disconnected) {
             return;
         }
     }
@@ -62,7 +86,7 @@ pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle
 
 impl Inner {
     /// Starts a holder, and above it the stages.
-    fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<(Child, Option<Arc<Cgroup>>)> {
+    fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<Started> {
         let config = HolderConfig {
             tree: &inner.tree,
             probe_user: inner.users.any(),
@@ -82,20 +106,20 @@ impl Inner {
         let probe = cgroup.as_ref().map_or_else(Probe::from, |_| Probe::Held);
         *inner.cgroup_probe.write().unwrap_or_else(PoisonError::into_inner) = probe;
         let _context = runtime.enter();
-        tokio::spawn(Self::open(Arc::downgrade(inner), zygote));
-        Ok((child, cgroup.ok()))
+        tokio::spawn(Self::open(Arc::downgrade(inner), zygote.clone()));
+        Ok((child, cgroup.ok(), zygote))
     }
 
     /// Opens the stages as soon as the holder serves, and keeps them for as long as it does.
     async fn open(engine: Weak<Self>, holder: Arc<Zygote>) {
         let served = tokio::time::timeout(START_PATIENCE, holder.serving()).await;
         let Some(inner) = engine.upgrade() else { return holder.end() };
-        if let Ok(Err(reason)) | Err(reason) =
-            served.map_err(|_| format!("it did not serve within {} s", START_PATIENCE.as_secs()))
-        {
-            *inner.failure.write().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-            return holder.end();
+        match served {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return holder.end(),
+            Err(_) => return holder.give_up(format!("it did not serve within {} s", START_PATIENCE.as_secs())),
         }
+        inner.failure.send_replace(None);
         inner.reaper.know_zygotes(holder.pid());
         if let Some(heir) = holder.facts().and_then(|facts| facts.heir) {
             inner.reaper.orphans_go_to(heir);

@@ -2,7 +2,8 @@
 //!
 //! Rule: a stage stands and falls by itself. One that can't import what it has to is `Failed`, with the reason, while the
 //! others serve; what ends is started again, at once the first time and then after longer and longer pauses. Whoever waits
-//! for a stage waits for one that is starting only.
+//! for a stage waits for one that is starting only. Nothing stands in for the first stage: it is always about to be there,
+//! unless it can't be started at all.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,14 +14,19 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::told::Told;
+
 /// How long a stage may import: a cold disk is slow, a library that hangs does so for ever.
 const IMPORT_PATIENCE: Duration = Duration::from_secs(60);
 /// A zygote that has served so long was sound: its end says nothing about the next one's.
 const STEADY: Duration = Duration::from_secs(10);
-/// So many that end sooner, one after the other, and the stage has failed.
+/// So many that end sooner, or can't even be forked, one after the other, and the stage has failed.
 const MAX_UNSTEADY: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// What others stand in for: its libraries may take seconds of a processor each time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// What everybody waits for, and costs little.
+pub(crate) const LONGEST_PAUSE_OF_FIRST: Duration = Duration::from_millis(250);
 
 /// A process that others are forked from: the holder, or a zygote. The seam at which the tests put one of their own.
 pub(crate) trait Process: Send + Sync + Sized + 'static {
@@ -143,35 +149,53 @@ impl<P: Process> Stages<P> {
 
     /// Starts the stage and keeps it started. `has_started` is called each time that it serves. Never ends by itself.
     pub(crate) async fn keep(&self, stage: usize, name: &str, has_started: impl Fn()) {
-        let mut pauses = pauses();
-        let mut unsteady = 0;
+        let has_stand_in = stage > 0;
+        let pauses = || pauses(if has_stand_in { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_FIRST });
+        let (mut pause, mut told) = (pauses(), Told::default());
+        let (mut unsteady, mut refused) = (0, 0);
         loop {
             let begun = Instant::now();
             match self.start(stage).await {
                 Ok(process) => {
+                    refused = 0;
                     self.states[stage].send_replace(State::Ready(process.clone()));
                     has_started();
                     let reason = process.ended().await;
                     self.restarts.fetch_add(1, Ordering::Relaxed);
                     if begun.elapsed() > STEADY {
-                        (pauses, unsteady) = (self::pauses(), 0);
+                        (pause, unsteady) = (pauses(), 0);
                     }
                     unsteady += 1;
-                    tracing::warn!(stage = name, reason, "a zygote has ended; another is started");
-                    let failed = unsteady >= MAX_UNSTEADY;
+                    if told.is_news(&reason) {
+                        tracing::warn!(stage = name, reason, "a zygote has ended; another is started");
+                    }
+                    let failed = has_stand_in && unsteady >= MAX_UNSTEADY;
                     self.states[stage].send_replace(if failed { State::Failed(reason) } else { State::Starting });
                     if unsteady == 1 {
                         continue;
                     }
                 }
-                Err(Failure::OfBase(reason)) => tracing::debug!(stage = name, reason, "a zygote could not be forked"),
+                Err(Failure::OfBase(reason)) => {
+                    tracing::debug!(stage = name, reason, "a zygote could not be forked");
+                    refused += 1;
+                    if refused >= MAX_UNSTEADY {
+                        self.has_failed(stage, name, reason, &mut told);
+                    }
+                }
                 Err(Failure::Own(reason)) => {
-                    tracing::error!(stage = name, reason, "a stage of the stack can't be had; the others serve");
-                    self.states[stage].send_replace(State::Failed(reason));
+                    refused = 0;
+                    self.has_failed(stage, name, reason, &mut told);
                 }
             }
-            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+            sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
         }
+    }
+
+    fn has_failed(&self, stage: usize, name: &str, reason: String, told: &mut Told) {
+        if told.is_news(&reason) {
+            tracing::error!(stage = name, reason, "a stage of the stack can't be had");
+        }
+        self.states[stage].send_replace(State::Failed(reason));
     }
 
     async fn start(&self, stage: usize) -> Result<Arc<P>, Failure> {
@@ -196,13 +220,8 @@ impl<P: Process> Stages<P> {
 }
 
 /// Before each further try: longer and longer.
-pub(crate) fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .without_max_times()
-        .with_jitter()
-        .build()
+pub(crate) fn pauses(longest: Duration) -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(longest).without_max_times().with_jitter().build()
 }
 
 #[cfg(test)]
@@ -359,19 +378,43 @@ mod tests {
         let (stages, log) = kept([&[], &[], &[]]);
         let begun = Instant::now();
         for _ in 0..11 {
+            end(&stages, 1).await;
+        }
+        serving(&stages, 1, None).await.end();
+        tokio::task::yield_now().await;
+        assert!(matches!(stages.state(1), State::Failed(_)), "nobody waits for it any more");
+        assert!(begun.elapsed() > FIRST_PAUSE * 1000, "{:?}", begun.elapsed());
+        assert!(log.lock().expect("sound").len() < 20);
+    }
+
+    /// After ten ends no call was served for a minute, and after three each was refused.
+    #[tokio::test(start_paused = true)]
+    async fn the_first_zygote_is_there_again_soon_however_often_it_ends() {
+        let (stages, _) = kept([&[], &[], &[]]);
+        for _ in 0..50 {
+            let begun = Instant::now();
             end(&stages, 0).await;
+            // Jitter doubles it at most.
+            assert!(begun.elapsed() <= 2 * LONGEST_PAUSE_OF_FIRST, "{:?}", begun.elapsed());
         }
         serving(&stages, 0, None).await.end();
         tokio::task::yield_now().await;
-        assert!(matches!(stages.state(0), State::Failed(_)), "nobody waits for it any more");
-        assert!(begun.elapsed() > FIRST_PAUSE * 1000, "{:?}", begun.elapsed());
-        assert!(log.lock().expect("sound").len() < 20);
+        assert!(stages.is_starting(0), "it is waited for");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_fork_that_is_refused_is_no_failure_of_the_stage() {
         let (stages, _) = kept([&[Fate::Refused, Fate::Refused], &[], &[]]);
         assert!(matches!(stages.usable(2).await, Ok((2, _))));
+    }
+
+    /// Whoever waited for it did so for as long as the machine had no process to give.
+    #[tokio::test(start_paused = true)]
+    async fn forks_that_are_refused_again_and_again_are_told_of() {
+        let (stages, _) = kept([&[Fate::Refused; 20], &[Fate::Refused; 20], &[Fate::Refused; 20]]);
+        assert_eq!(stages.usable(2).await.map(drop), Err("refused".to_owned()));
+        serving(&stages, 2, None).await;
+        assert!(matches!(stages.usable(2).await, Ok((2, _))), "the cause has gone");
     }
 
     #[tokio::test(start_paused = true)]

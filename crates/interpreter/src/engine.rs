@@ -145,7 +145,7 @@ impl Engine {
         let tree = PythonTree::open(&config.tree)?;
         let system = |what| move |source| EngineError::System { what, source };
         let protection = sandbox::protect_supervisor();
-        let state_dir = Arc::new(StateDir::make().map_err(system("making the state directory"))?);
+        let state_dir = Arc::new(StateDir::make().map_err(system("making a directory in the temporary folder (TMPDIR)"))?);
         state_dir::sweep_beside(&state_dir).map_err(system("starting the sweep's thread"))?;
         let stages = config.preload.stages();
         let users = KernelUsers::for_kernels(config.max_concurrency + config.spares * stages + MORE_USERS)
@@ -229,7 +229,11 @@ impl Engine {
         let facts = warm.as_ref().and_then(|warm| warm.holder().facts().cloned());
         let stages = (0..inner.pools.len()).map(|index| {
             let (state, missing, reason) = match warm.as_ref().map(|warm| warm.state(index)) {
-                Some(State::Ready(zygote)) => ("ready", zygote.missing(), None),
+                Some(State::Ready(zygote)) => {
+                    let reason = inner.pools[index].failing();
+                    let is_starved = reason.is_some() && inner.pools[index].ready() == 0;
+                    (if is_starved { "failed" } else { "ready" }, zygote.missing(), reason)
+                }
                 Some(State::Starting) => ("starting", Vec::new(), None),
                 Some(State::Failed(reason)) => ("failed", Vec::new(), Some(reason)),
                 None => ("dead", Vec::new(), inner.failure.borrow().clone()),
@@ -257,6 +261,8 @@ impl Engine {
 
     /// Comes back when the bare interpreter is up, and so what each layer came to is known; or can't be had.
     pub async fn started(&self) {
+        // While no holder can be started nothing is known, and it is tried again.
+        let _ = self.inner.stages.subscribe().wait_for(Option::is_some).await;
         let _ = self.inner.usable(0).await;
     }
 

@@ -1,5 +1,6 @@
-//! Why there is no engine.
+//! Why there is no engine, or no kernel.
 
+use std::io;
 use std::path::PathBuf;
 
 /// Why the engine can't start.
@@ -20,6 +21,43 @@ pub enum EngineError {
         /// What was tried.
         what: &'static str,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+/// What was tried, why it failed, and which setting or limit would help.
+pub(crate) fn because(what: &str, error: &io::Error) -> String {
+    use io::ErrorKind;
+    let remedy = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room in the temporary folder, or name another (TMPDIR)",
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied | ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            "; the server must be able to write to the temporary folder (TMPDIR)"
+        }
+        ErrorKind::OutOfMemory | ErrorKind::WouldBlock => "; the machine or the control group has no more memory or processes",
+        _ if is_of_descriptors(error) => {
+            "; raise the limit on open files (`ulimit -n`), or lower MAX_CONNECTIONS or MAX_CONCURRENCY"
+        }
+        _ => "",
+    };
+    format!("{what}: {error}{remedy}")
+}
+
+/// Of the process, or of the machine.
+fn is_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.raw_os_error().is_some_and(|number| [Errno::MFILE, Errno::NFILE].contains(&Errno::from_raw_os_error(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_is_told_with_what_would_help() {
+        for (number, remedy) in [(28, "TMPDIR"), (30, "TMPDIR"), (122, "TMPDIR"), (24, "ulimit -n"), (11, "control group")] {
+            let told = because("making it", &io::Error::from_raw_os_error(number));
+            assert!(told.starts_with("making it: ") && told.contains(remedy), "{told}");
+        }
+        assert_eq!(because("making it", &io::Error::other("no")), "making it: no");
+    }
 }

@@ -105,9 +105,9 @@ impl Kernel {
         true
     }
 
-    /// False when the kernel died while it waited.
+    /// False when the kernel died while it waited, or somebody has removed its directory.
     pub(crate) fn is_alive(&self) -> bool {
-        self.channel.is_alive()
+        self.channel.is_alive() && self.home().is_none_or(|home| home.path().symlink_metadata().is_ok())
     }
 
     /// Comes back when it has died, whoever has it by then.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{DirEntry, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ pub(crate) struct StateDir {
     pub(crate) quarantined: AtomicUsize,
     /// Names of the kernels' directories in it. What else is there, whatever it is called, is code's.
     homes: Mutex<HashSet<String>>,
-    _lock: File,
+    lock: Mutex<File>,
 }
 
 impl StateDir {
@@ -43,25 +43,46 @@ impl StateDir {
     /// none.
     pub(crate) fn make() -> io::Result<Self> {
         let made = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
-        std::fs::set_permissions(made.path(), Permissions::from_mode(0o711))?;
-        let lock = File::open(made.path())?;
-        match lock.try_lock() {
-            Ok(()) => drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(made.path().join(MARK))?),
-            Err(error) => tracing::warn!(%error, "the state directory can't be locked: killed, this server would leave it"),
-        }
+        let lock = Mutex::new(open_and_mark(made.path())?);
         let path = std::path::absolute(made.keep())?;
         *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Ok(Self { path, quarantined: AtomicUsize::new(0), homes: Mutex::default(), _lock: lock })
+        Ok(Self { path, quarantined: AtomicUsize::new(0), homes: Mutex::default(), lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Makes it anew when somebody has removed it; true when that was so.
+    pub(crate) fn restore(&self) -> io::Result<bool> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.path.symlink_metadata() {
+            Ok(found) if found.is_dir() && found.uid() == sandbox::user_id() => return Ok(false),
+            Ok(_) => return Err(io::Error::other("something else is at the place of the server's directory")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(&self.path)?;
+        *lock = open_and_mark(&self.path)?;
+        tracing::warn!(directory = %self.path.display(), "the server's directory was removed; it is made anew");
+        Ok(true)
+    }
+
     /// The names of the kernels' directories.
     pub(crate) fn homes(&self) -> MutexGuard<'_, HashSet<String>> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Locks a new directory, and marks it once it is locked.
+fn open_and_mark(path: &Path) -> io::Result<File> {
+    std::fs::set_permissions(path, Permissions::from_mode(0o711))?;
+    let lock = File::open(path)?;
+    match lock.try_lock() {
+        Ok(()) => drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(MARK))?),
+        Err(error) => tracing::warn!(%error, "the state directory can't be locked: killed, this server would leave it"),
+    }
+    Ok(lock)
 }
 
 impl Drop for StateDir {
@@ -172,5 +193,19 @@ mod tests {
         assert!(!wait_for_engines(Duration::from_millis(1)));
         drop(state);
         assert!(!path.exists());
+    }
+
+    /// Whoever cleans the temporary folder took the server with it, until it was started again.
+    #[test]
+    fn a_directory_that_was_removed_is_made_anew_and_is_locked() {
+        let state = StateDir::make().expect("made");
+        assert!(!state.restore().expect("it is there"));
+        std::fs::remove_dir_all(state.path()).expect("removed");
+        assert!(state.restore().expect("made anew") && !state.restore().expect("it is there"));
+        assert!(state.path().join(MARK).exists() && claim(state.path()).is_none());
+        std::fs::remove_dir_all(state.path()).expect("removed");
+        std::os::unix::fs::symlink("/", state.path()).expect("made");
+        state.restore().expect_err("it is not ours");
+        std::fs::remove_file(state.path()).expect("removed");
     }
 }

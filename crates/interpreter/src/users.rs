@@ -103,7 +103,9 @@ impl KernelUsers {
             }
         }
         let free = users.all.len();
-        Err(io::Error::other(format!("other servers have the users of kernels: {count} are needed, {free} are free")))
+        Err(io::Error::other(format!(
+            "other servers have the users of kernels: {count} are needed (by MAX_CONCURRENCY and SPARE_KERNELS), {free} are free"
+        )))
     }
 
     /// One to try things with; `None` where the server is not root.

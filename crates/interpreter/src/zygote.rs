@@ -237,7 +237,12 @@ impl Zygote {
                 let process = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
                 self.announce(id, process.ok_or_else(|| "it ended at once".to_owned()));
             }
-            Ok(Message::Failed { id, reason }) => self.announce(id, Err(format!("the zygote could not fork: {reason}"))),
+            Ok(Message::Failed { id, reason }) => self.announce(
+                id,
+                Err(format!(
+                    "the zygote could not fork: {reason}; the machine or the control group has no more memory or processes"
+                )),
+            ),
             Ok(Message::Exited { id, status, cpu_seconds, peak_memory_kb }) => {
                 if let Some(exit) = self.waiting().remove(&id).and_then(|waiting| waiting.exited) {
                     let cpu = Duration::try_from_secs_f64(cpu_seconds).unwrap_or_default();

@@ -87,6 +87,13 @@ impl PackageError {
         tracing::warn!(what, %error, "an install failed");
         Self::new(Reason::Failed, format!("{what} failed ({}); the server's log says more", error.kind()))
     }
+
+    /// One of the folder of packages.
+    pub(crate) fn folder_fault(what: &str, error: &io::Error) -> Self {
+        let fault = Self::fault(what, error);
+        let message = format!("{}; PACKAGE_DIR must be a folder with room left that the server can write to", fault.message);
+        Self { message, ..fault }
+    }
 }
 
 #[cfg(test)]

@@ -252,7 +252,7 @@ impl Packages {
     ) -> Result<(Answer, Option<Lease>), PackageError> {
         let Workshop { cache, installer, .. } = workshop;
         let (work, downloads) = on_disk(cache, |cache| (cache.work(), cache.downloads())).await?;
-        let work = work.map_err(|error| PackageError::fault("making a folder to install in", &error))?;
+        let work = work.map_err(|error| PackageError::folder_fault("making a folder to install in", &error))?;
         let kept = downloads.as_ref().map(|downloads| downloads.0.clone());
         let place = Place { work: work.0.clone(), downloads: kept.clone().unwrap_or_else(|| work.0.join("downloads")) };
         let folders = std::iter::once(work.0.clone()).chain(kept.clone()).collect::<Vec<_>>();
@@ -302,7 +302,7 @@ impl Packages {
             (lease, work)
         })
         .await?;
-        let lease = lease.map_err(|error| PackageError::fault("putting the packages in their place", &error))?;
+        let lease = lease.map_err(|error| PackageError::folder_fault("putting the packages in their place", &error))?;
         if offered != Offered::Set {
             if cache.is_guarded() && self.shared.is_there() {
                 let (shared, set, folder) = (self.shared.clone(), set.clone(), lease.directory.clone());

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -46,13 +47,21 @@ pub(crate) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/d
 /// POSIX semaphores and shared memory live here.
 const SHARED_MEMORY: &str = "/dev/shm";
 
+/// A rule that every kernel's rule set has.
+#[derive(Debug)]
+struct Common {
+    path: PathBuf,
+    opened: PathFd,
+    access: BitFlags<AccessFs>,
+}
+
 /// Makes rule sets.
 #[derive(Debug)]
 pub struct Landlock {
     abi: i32,
     network: bool,
-    /// Opened once: every kernel's rule set has these.
-    common: Vec<(PathFd, BitFlags<AccessFs>)>,
+    /// Opened once.
+    common: RwLock<Vec<Common>>,
     shared_memory: Option<PathFd>,
 }
 
@@ -74,9 +83,10 @@ impl Landlock {
         let common = wanted.into_iter().filter_map(|(path, access)| {
             // A rule for a file must not name rights that only directories have.
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
-            Some((PathFd::new(&path).ok()?, access))
+            Some(Common { opened: PathFd::new(&path).ok()?, path, access })
         });
-        Ok(Self { abi, network: allowed.network, common: common.collect(), shared_memory: PathFd::new(SHARED_MEMORY).ok() })
+        let common = RwLock::new(common.collect());
+        Ok(Self { abi, network: allowed.network, common, shared_memory: PathFd::new(SHARED_MEMORY).ok() })
     }
 
     /// Whether it keeps signals inside.
@@ -112,6 +122,16 @@ impl Landlock {
         BitFlags::from(AccessFs::ReadFile).bits()
     }
 
+    /// A rule is for a folder and not for its name: where it was made anew, rule sets from here on let code into what is there now.
+    pub fn renew(&self, path: &Path) {
+        let mut common = self.common.write().unwrap_or_else(PoisonError::into_inner);
+        for rule in common.iter_mut().filter(|rule| rule.path == path) {
+            if let Ok(opened) = PathFd::new(path) {
+                rule.opened = opened;
+            }
+        }
+    }
+
     /// The rule set of one kernel. `own_user`: whether no other kernel is the same user, so that it can use the common
     /// `/dev/shm`.
     ///
@@ -131,8 +151,8 @@ impl Landlock {
             ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
         }
         let mut created = ruleset.create()?;
-        for (path, access) in &self.common {
-            created = created.add_rule(PathBeneath::new(path, *access))?;
+        for Common { opened, access, .. } in self.common.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            created = created.add_rule(PathBeneath::new(opened, *access))?;
         }
         if let Some(shared) = self.shared_memory.as_ref().filter(|_| own_user) {
             // No directories: one call could keep files in another's.

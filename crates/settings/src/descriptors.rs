@@ -29,6 +29,17 @@ pub(crate) fn provide(config: &EngineConfig) -> Result<(), String> {
     ))
 }
 
+/// As many connections as are wanted, and no more than half of the descriptors that may be open: without the others no call
+/// can run.
+pub(crate) fn connections(wanted: u32) -> usize {
+    let limit = sandbox::raise_descriptor_limit(AMPLE);
+    let most = usize::try_from(limit / 2).unwrap_or(usize::MAX);
+    if wanted as usize > most {
+        tracing::warn!("MAX_CONNECTIONS={wanted} is lowered to {most}: half of the limit on open files (`ulimit -n`)");
+    }
+    most.min(wanted as usize)
+}
+
 fn needed(config: &EngineConfig) -> u64 {
     let kernels = config.max_concurrency + config.spares * config.preload.stages();
     let connections = config.max_concurrency.saturating_add(config.max_queue);

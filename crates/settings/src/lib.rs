@@ -376,7 +376,7 @@ impl HttpSettings {
         Ok(HttpOptions {
             names: ServedNames::new(&self.allowed_hosts, &self.allowed_origins)?.and_host(&self.host),
             max_body_bytes: self.messages.max_body_bytes,
-            max_connections: self.max_connections as usize,
+            max_connections: descriptors::connections(self.max_connections),
             idle_timeout: Duration::from_secs_f64(self.idle_timeout),
             drain: Duration::from_secs_f64(self.drain_seconds),
         })

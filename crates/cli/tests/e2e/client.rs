@@ -145,7 +145,7 @@ impl Server {
         Self::logged(command).0
     }
 
-    fn logged(mut command: Command) -> (Self, Arc<Mutex<Vec<String>>>) {
+    pub(crate) fn logged(mut command: Command) -> (Self, Arc<Mutex<Vec<String>>>) {
         command.arg("serve").env(variable("PORT"), "0");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

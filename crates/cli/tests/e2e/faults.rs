@@ -1,4 +1,4 @@
-//! The engine's own parts fail: zygotes and the holder die, libraries can't be imported, the disk is full.
+//! The engine's own parts fail: zygotes and the holder die, libraries can't be imported.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,9 +19,13 @@ const RECOVERY: Duration = Duration::from_secs(2);
 
 /// A server whose processes can be told from all others, and where it keeps them.
 fn server_in(settings: &[(&str, &str)]) -> (Server, TempDir) {
+    server_of(Home::Caller, settings)
+}
+
+pub(crate) fn server_of(home: Home, settings: &[(&str, &str)]) -> (Server, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
-    let server = Server::with(Home::Caller, &[settings, &[("TMPDIR", folder.path().to_str().unwrap())]].concat());
+    let server = Server::with(home, &[settings, &[("TMPDIR", folder.path().to_str().unwrap())]].concat());
     (server, folder)
 }
 
@@ -39,7 +43,7 @@ fn titled(folder: &TempDir, title: &str) -> Vec<rustix::process::Pid> {
 }
 
 /// The one process with this title; for a moment what it forks has it, too.
-async fn only_zygote(folder: &TempDir, title: &str) -> rustix::process::Pid {
+pub(crate) async fn only_zygote(folder: &TempDir, title: &str) -> rustix::process::Pid {
     loop {
         if let [only] = titled(folder, title)[..] {
             return only;
@@ -53,7 +57,7 @@ fn kill_all(folder: &TempDir, title: &str) -> usize {
     found.iter().filter(|pid| rustix::process::kill_process(**pid, Signal::KILL).is_ok()).count()
 }
 
-async fn health(server: &Server) -> Value {
+pub(crate) async fn health(server: &Server) -> Value {
     serde_json::from_str(&server.request("GET", "/health", &[], "").await.1).unwrap()
 }
 
@@ -70,7 +74,7 @@ async fn until_found(marker: &str) {
 }
 
 /// Until the server says so of itself.
-async fn until(server: &Server, what: &str, holds: impl Fn(&Value) -> bool) {
+pub(crate) async fn until(server: &Server, what: &str, holds: impl Fn(&Value) -> bool) {
     let wait = async {
         while !holds(&health(server).await["engine"]) {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -80,7 +84,7 @@ async fn until(server: &Server, what: &str, holds: impl Fn(&Value) -> bool) {
     tokio::time::timeout(Duration::from_secs(90), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-fn stage<'a>(engine: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn stage<'a>(engine: &'a Value, name: &str) -> &'a Value {
     engine["stages"].as_array().unwrap().iter().find(|stage| stage["name"] == name).unwrap()
 }
 
@@ -91,8 +95,19 @@ async fn all_ready(server: &Server) {
     .await;
 }
 
+/// The holder is the child of the server, or of the stub that is.
+pub(crate) fn kill_holders(server: &Server) {
+    let children = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+    for task in children {
+        let below = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for pid in below.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
 /// A copy of the tree in which these modules of the stack are this instead.
-fn tree_with(folder: &Path, modules: &[(&str, &str)]) -> PathBuf {
+pub(crate) fn tree_with(folder: &Path, modules: &[(&str, &str)]) -> PathBuf {
     let tree = PathBuf::from(program().get_envs().find(|(name, _)| *name == &*variable("PYTHON_TREE")).unwrap().1.unwrap());
     let copy = folder.join("tree");
     // Of links where it can be.
@@ -348,40 +363,4 @@ async fn settled(server: &Server, folder: &TempDir) -> std::collections::BTreeMa
         last = next;
     }
     last
-}
-
-/// C10: five lines a second in the log, and sixty seconds until a caller heard of it.
-#[tokio::test]
-#[cfg_attr(not(root), ignore = "needs root")]
-async fn a_full_disk_is_told_and_the_server_serves_when_there_is_room_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("small");
-    std::fs::create_dir(&place).unwrap();
-    let inside = program();
-    let mut command = Command::new("unshare");
-    let script = "mount -t tmpfs -o size=1m,nr_inodes=16,mode=1777 small \"$0\" && exec \"$@\"";
-    command.args(["--mount", "sh", "-c", script]).arg(&place).arg(inside.get_program());
-    command.env_clear().envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
-    command.env("TMPDIR", &place).env("PRELOAD", "core");
-    let server = Server::of(command);
-    server.still_works().await;
-    let seen = PathBuf::from(format!("/proc/{}/root", server.pid())).join(place.strip_prefix("/").unwrap());
-    let mut filled = Vec::new();
-    while std::fs::create_dir(seen.join(filled.len().to_string())).is_ok() {
-        filled.push(seen.join(filled.len().to_string()));
-    }
-    let begun = Instant::now();
-    let mut result = server.run("print(2+3)").await;
-    // A spare may have had its directory already.
-    while result["success"] == true {
-        result = server.run("print(2+3)").await;
-    }
-    let message = result["error"]["message"].as_str().unwrap();
-    assert!(message.contains("making a kernel's directory: No space left on device"), "{result}");
-    assert_eq!(result["error"]["code"], "internal");
-    assert!(begun.elapsed() < Duration::from_secs(20), "a caller waited for {:?}", begun.elapsed());
-    for directory in filled {
-        std::fs::remove_dir(directory).unwrap();
-    }
-    server.still_works().await;
 }

@@ -43,6 +43,7 @@ mod lifecycle;
 mod neighbours;
 mod packages;
 mod policy;
+mod scarce;
 mod semantics;
 mod soak;
 mod spares;

@@ -12,6 +12,7 @@ use protocol::Layer;
 use sandbox::{Cgroup, Pidfd};
 
 use super::{Inner, START_PATIENCE};
+use crate::error::because;
 use crate::probe::{Probe, Probes};
 use crate::told::Told;
 use crate::zygote::{self, Holder, HolderConfig, LONGEST_PAUSE_OF_FIRST, Process, STAGES, Stages, Zygote};
@@ -61,7 +62,7 @@ pub(super) fn keep_holder(engine: &Weak<Inner>, runtime: &tokio::runtime::Handle
                 zygote.facts().is_none().then(reason)
             }
             Err(error) => {
-                let reason = error.to_string();
+                let reason = because("starting the interpreter", &error);
                 if told.is_news(&reason) {
                     tracing::error!(reason, "the interpreter could not be started");
                 }

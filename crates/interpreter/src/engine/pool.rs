@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{oneshot, watch};
 
 use crate::kernel::Kernel;
+use crate::told::Told;
 
-/// After so many starts have failed while it waited, a caller is told why.
+/// After so many starts have failed, one after the other, callers are told why.
 const MAX_FAILURES: u64 = 3;
 
 /// What a pool keeps.
@@ -30,8 +31,17 @@ impl Spare for Kernel {
 pub(crate) struct Pool<K: Spare> {
     target: usize,
     state: Mutex<State<K>>,
-    /// How many starts have failed, and why the last one did.
-    failures: watch::Sender<(u64, String)>,
+    failures: watch::Sender<Failures>,
+}
+
+#[derive(Default)]
+struct Failures {
+    count: u64,
+    /// Since a kernel came.
+    streak: u64,
+    /// Why the last start has failed.
+    reason: String,
+    told: Told,
 }
 
 struct State<K> {
@@ -88,7 +98,7 @@ impl<K: Spare> Pool<K> {
     /// Keeps `target` spares.
     pub(crate) fn new(target: usize) -> Self {
         let state = State { ready: VecDeque::new(), coming: 0, waiting: VecDeque::new(), era: 0 };
-        Self { target, state: Mutex::new(state), failures: watch::Sender::new((0, String::new())) }
+        Self { target, state: Mutex::new(state), failures: watch::Sender::new(Failures::default()) }
     }
 
     /// Takes a kernel, waiting for one if need be; `refill` is called when there is none.
@@ -97,7 +107,11 @@ impl<K: Spare> Pool<K> {
     /// Why kernels can't be started.
     pub(crate) async fn take(&self, refill: impl Fn()) -> Result<K, String> {
         let mut failures = self.failures.subscribe();
-        let before = failures.borrow().0;
+        let told_at = {
+            let now = failures.borrow();
+            // Where none has come for a while, one more failure tells as much.
+            now.count + if now.streak < MAX_FAILURES { MAX_FAILURES } else { 1 }
+        };
         loop {
             let mut place = match self.ready_or_place() {
                 Ok(kernel) => return Ok(kernel),
@@ -111,8 +125,8 @@ impl<K: Spare> Pool<K> {
                         return Ok(kernel);
                     }
                 }
-                failed = failures.wait_for(|(count, _)| *count >= before + MAX_FAILURES) => {
-                    return Err(failed.map(|failed| failed.1.clone()).unwrap_or_default());
+                failed = failures.wait_for(|failures| failures.count >= told_at) => {
+                    return Err(failed.map(|failed| failed.reason.clone()).unwrap_or_default());
                 }
             }
         }
@@ -133,12 +147,42 @@ impl<K: Spare> Pool<K> {
         Err(Place { pool: self, given })
     }
 
-    /// A start has failed; it is tried again.
-    pub(crate) fn failed(&self, reason: &str) {
-        self.failures.send_modify(|(count, last)| {
-            *count += 1;
-            reason.clone_into(last);
+    /// A start has failed; it is tried again. True when the log has not been told.
+    pub(crate) fn failed(&self, reason: &str) -> bool {
+        let mut is_news = false;
+        self.failures.send_modify(|failures| {
+            failures.count += 1;
+            failures.streak += 1;
+            reason.clone_into(&mut failures.reason);
+            is_news = failures.told.is_news(reason);
         });
+        is_news
+    }
+
+    /// A start has come to its end: true when the log was told that others failed.
+    pub(crate) fn has_recovered(&self) -> bool {
+        let mut was_told = false;
+        self.failures.send_if_modified(|failures| {
+            failures.streak = 0;
+            was_told = failures.told.is_over();
+            false
+        });
+        was_told
+    }
+
+    /// Why no kernel comes, when none does.
+    pub(crate) fn failing(&self) -> Option<String> {
+        let failures = self.failures.borrow();
+        (failures.streak >= MAX_FAILURES).then(|| failures.reason.clone())
+    }
+
+    /// Whether one that was to come is needed no more, because whoever waited for it has gone. Then it does not count as coming.
+    pub(crate) fn gives_up(&self) -> bool {
+        let mut state = self.lock();
+        state.waiting.retain(|caller| !caller.is_closed());
+        let is_surplus = state.alive() + state.coming > self.target + state.waiting.len();
+        state.coming -= usize::from(is_surplus);
+        is_surplus
     }
 
     /// How many kernels must be started now; they count as coming from here on.
@@ -328,5 +372,28 @@ mod tests {
         };
         let (taken, ()) = tokio::join!(pool.take(|| ()), told);
         assert_eq!(taken, Err("the disk is full".to_owned()));
+        assert_eq!(pool.failing(), Some("the disk is full".to_owned()));
+        // Who comes now need not wait for three more.
+        let once_more = async {
+            tokio::task::yield_now().await;
+            pool.failed("the disk is full")
+        };
+        let (taken, is_news) = tokio::join!(pool.take(|| ()), once_more);
+        assert_eq!((taken, is_news), (Err("the disk is full".to_owned()), false));
+        assert!(pool.has_recovered() && pool.failing().is_none() && !pool.has_recovered());
+    }
+
+    /// Each caller's try went on when the caller had gone, and all came when the cause went.
+    #[test]
+    fn what_was_to_come_for_callers_that_have_gone_is_given_up() {
+        let pool = Pool::<Numbered>::new(1);
+        {
+            let mut callers: [_; 3] = std::array::from_fn(|_| Box::pin(pool.take(|| ())));
+            callers.iter_mut().for_each(|caller| assert!(poll(caller.as_mut()).is_pending()));
+            assert_eq!(pool.claim_missing(), 4);
+            assert!(!pool.gives_up(), "all are waited for");
+        }
+        assert_eq!(std::array::from_fn(|_| pool.gives_up()), [true, true, true, false]);
+        assert_eq!(pool.claim_missing(), 0, "the spare still comes");
     }
 }

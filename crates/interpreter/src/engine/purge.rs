@@ -75,7 +75,7 @@ fn empty(state: &StateDir, horizon: u64) -> io::Result<()> {
 }
 
 /// What the zygotes' matplotlib reads its fonts from, as they have made it.
-fn configure_matplotlib(root: &Path, prebuilt: &Path) -> io::Result<()> {
+pub(super) fn configure_matplotlib(root: &Path, prebuilt: &Path) -> io::Result<()> {
     let directory = root.join(MATPLOTLIB);
     std::fs::create_dir(&directory)?;
     for entry in std::fs::read_dir(prebuilt).into_iter().flatten().flatten() {

@@ -53,13 +53,14 @@ pub struct EngineStatus {
 pub struct StageStatus {
     /// Its name.
     pub name: &'static str,
-    /// `starting`, `ready`, `failed` (it can't import what it has to), or `dead` (there is no interpreter).
+    /// `starting`, `ready`, `failed` (it can't import what it has to, or no process can be had from it), or `dead` (there is
+    /// no interpreter).
     pub state: &'static str,
     /// Kernels that wait for a cell.
     pub spares: usize,
     /// Modules that could not be imported, and why.
     pub missing: Vec<String>,
-    /// Why it has failed.
+    /// Why it has failed, or why no further spares come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -14,8 +14,11 @@ use protocol::Layer;
 use sandbox::KernelProcess;
 use tokio::sync::{oneshot, watch};
 
+use super::purge::configure_matplotlib;
 use super::{Inner, WarmStages};
+use crate::error::because;
 use crate::kernel::{Home, Kernel, Seen, mend_state_directory};
+use crate::tree::MATPLOTLIB;
 use crate::users::KernelUser;
 use crate::wire::{ForkKernel, SHARED_SIZE};
 use crate::zygote::{Process, STAGES, State, Zygote};
@@ -102,23 +105,31 @@ impl Inner {
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
         let user = if sandbox::is_root() && probes.hold(Layer::UserPerCall) {
-            Some(self.users.take().ok_or("every kernel user is in use")?)
+            Some(self.users.take().ok_or("all users of kernels are in use, or quarantined (/health counts those)")?)
         } else if sandbox::is_root() && !self.config.allow_root {
             return Err("it would run as root, and ALLOW_ROOT is off".to_owned());
         } else {
             None
         };
-        mend_state_directory(self.state_dir.path()).map_err(|error| format!("mending the state directory: {error}"))?;
-        let home = self.make_home(user).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => "the engine's directory was removed while the server ran: it must be restarted".to_owned(),
-            _ => format!("making a kernel's directory: {error}"),
-        })?;
+        let of_directory = |error: io::Error| because("making a kernel's directory", &error);
+        if self.state_dir.restore().map_err(of_directory)? {
+            let matplotlib = self.state_dir.path().join(MATPLOTLIB);
+            configure_matplotlib(self.state_dir.path(), &self.tree.matplotlib()).map_err(of_directory)?;
+            if let Ok(landlock) = &self.isolation.landlock {
+                landlock.renew(&matplotlib);
+            }
+            // What it has bound is the one that is gone.
+            holder.end();
+            return Err("the server's directory in the temporary folder (TMPDIR) was removed; it is made anew".to_owned());
+        }
+        mend_state_directory(self.state_dir.path()).map_err(of_directory)?;
+        let home = self.make_home(user).map_err(of_directory)?;
         let uid = home.user();
-        let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| format!("making descriptors: {error}"))?;
+        let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| because("making descriptors", &error))?;
         let theirs = match &self.isolation.landlock {
             Ok(landlock) => {
                 let ruleset = landlock.ruleset(home.path(), uid.is_some());
-                theirs.with_ruleset(ruleset.map_err(|error| format!("making a Landlock rule set: {error}"))?)
+                theirs.with_ruleset(ruleset.map_err(|error| because("making a Landlock rule set", &error))?)
             }
             Err(_) => theirs,
         };
@@ -200,6 +211,9 @@ async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64
         match started {
             Ok(kernel) => {
                 let death = kernel.death();
+                if inner.pools[stage].has_recovered() {
+                    tracing::info!(stage = STAGES[stage].name, "kernels can be started again");
+                }
                 if inner.pools[stage].arrived(kernel, era) {
                     drop(inner);
                     death.await;
@@ -209,8 +223,12 @@ async fn supply(inner: Weak<Inner>, stage: usize, mut epoch: watch::Receiver<u64
             // The zygotes end with the engine: no news.
             Err(_) if inner.stopping.is_cancelled() => return,
             Err(reason) => {
-                tracing::warn!(reason, stage = STAGES[stage].name, "a kernel could not be started");
-                inner.pools[stage].failed(&reason);
+                if inner.pools[stage].failed(&reason) {
+                    tracing::warn!(reason, stage = STAGES[stage].name, "a kernel could not be started; it is tried again");
+                }
+                if inner.pools[stage].gives_up() {
+                    return;
+                }
             }
         }
         drop(inner);

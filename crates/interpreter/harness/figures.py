@@ -149,7 +149,10 @@ def use_own_configuration(directory):
     try:
         os.makedirs(directory, exist_ok=True)
         for name in os.listdir(prebuilt):
-            os.symlink(os.path.join(prebuilt, name), os.path.join(directory, name))
+            try:
+                os.symlink(os.path.join(prebuilt, name), os.path.join(directory, name))
+            except FileExistsError:  # an earlier holder's
+                pass
     except OSError:  # matplotlib then says so itself and builds its own
         return
     os.environ["MPLCONFIGDIR"] = directory

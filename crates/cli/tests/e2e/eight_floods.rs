@@ -172,9 +172,11 @@ async fn are_ended(home: Home, what: &str, floods: &[Flood; 8]) {
         let grown = peak_mb(&server) - before;
         if is_measured() {
             let load = std::fs::read_to_string("/proc/loadavg").unwrap();
-            println!("{what}, {home:?}, until {}: load {}", if is_clock { "the clock" } else { "64 MB" }, load.trim());
-            ended.iter().for_each(|Ended { name, code, late }| println!("  {name}: {code} {late:?} after its limit"));
-            println!("  /health/live took {live:?} at most of {asked} times; the server grew by {grown} MB");
+            eprintln!("{what}, {home:?}, until {}: load {}", if is_clock { "the clock" } else { "64 MB" }, load.trim());
+            for Ended { name, code, late } in &ended {
+                eprintln!("  {name}: {code} {late:?} after its limit");
+            }
+            eprintln!("  /health/live took {live:?} at most of {asked} times; the server grew by {grown} MB");
         }
         for (Ended { name, code, late }, (.., expected)) in ended.iter().zip(floods) {
             let expected = if is_clock && *expected == "output_limit" { "timeout" } else { expected };

@@ -331,7 +331,7 @@ async fn killing_at_random_costs_at_most_the_calls_that_run() {
             longest
         };
         let (longest, ()) = tokio::join!(killing, load);
-        println!("{settings:?}: served after {longest:?} at most");
+        eprintln!("{settings:?}: served after {longest:?} at most");
         all_ready(&server).await;
         let quarantined = health(&server).await["engine"]["quarantined"].clone();
         assert_eq!((settled(&server, &folder).await, quarantined), (before, 0.into()));

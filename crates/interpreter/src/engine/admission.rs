@@ -44,13 +44,11 @@ impl Inner {
         loop {
             let serving = warm.borrow_and_update().clone();
             let usable = async {
-                match &serving {
-                    Some(stages) => stages.usable(stage).await.map(|(stage, _)| stage),
-                    None => {
-                        let failed = failure.wait_for(Option::is_some).await;
-                        Err(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
-                    }
+                if let Some(stages) = &serving {
+                    return stages.usable(stage).await.map(|(stage, _)| stage);
                 }
+                let failed = failure.wait_for(Option::is_some).await;
+                Err(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
             };
             tokio::select! {
                 found = usable => return found,

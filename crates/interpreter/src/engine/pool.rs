@@ -71,22 +71,27 @@ impl<K: Spare> Drop for Place<'_, K> {
         self.given.close();
         if let Ok(Given { kernel, era }) = self.given.try_recv() {
             let mut state = self.pool.lock();
-            if state.era == era {
-                state.give(kernel);
-            }
+            let surplus = if state.era == era { state.give(kernel, self.pool.target) } else { Some(kernel) };
+            drop(state);
+            drop(surplus);
         }
     }
 }
 
 impl<K: Spare> State<K> {
-    fn give(&mut self, mut kernel: K) {
+    /// To whom waits, or among the spares; gives back what is one too many, because whoever it was for has gone.
+    fn give(&mut self, mut kernel: K, target: usize) -> Option<K> {
         while let Some(caller) = self.waiting.pop_front() {
             match caller.send(Given { kernel, era: self.era }) {
-                Ok(()) => return,
+                Ok(()) => return None,
                 Err(back) => kernel = back.kernel,
             }
         }
+        if self.alive() >= target {
+            return Some(kernel);
+        }
         self.ready.push_back(kernel);
+        None
     }
 
     fn alive(&self) -> usize {
@@ -205,7 +210,9 @@ impl<K: Spare> Pool<K> {
         let is_good = state.era == era && kernel.is_alive();
         if is_good {
             state.coming -= 1;
-            state.give(kernel);
+            let surplus = state.give(kernel, self.target);
+            drop(state);
+            drop(surplus);
         }
         is_good
     }
@@ -389,11 +396,17 @@ mod tests {
         let pool = Pool::<Numbered>::new(1);
         {
             let mut callers: [_; 3] = std::array::from_fn(|_| Box::pin(pool.take(|| ())));
-            callers.iter_mut().for_each(|caller| assert!(poll(caller.as_mut()).is_pending()));
+            for caller in &mut callers {
+                assert!(poll(caller.as_mut()).is_pending());
+            }
             assert_eq!(pool.claim_missing(), 4);
             assert!(!pool.gives_up(), "all are waited for");
         }
         assert_eq!(std::array::from_fn(|_| pool.gives_up()), [true, true, true, false]);
         assert_eq!(pool.claim_missing(), 0, "the spare still comes");
+        // One that came all the same is no second spare.
+        arrive(&pool, 1);
+        arrive(&pool, 3);
+        assert_eq!(pool.ready(), 1);
     }
 }

@@ -221,7 +221,7 @@ pub struct HttpSettings {
     allowed_origins: Vec<String>,
     #[command(flatten)]
     messages: MessageSettings,
-    /// Connections at once; above it those that have waited longest for their client are closed.
+    /// Connections at once, half of the limit on open files at most; above it those that have waited longest for their client are closed.
     #[arg(long, env = "MAX_CONNECTIONS", help_heading = SECURITY, default_value = "512", value_parser = |text: &str| bounds::whole(text, 1..=65_536_u32))]
     max_connections: u32,
     /// Seconds that a connection may wait for its next request; keep it above that of a load balancer in front.

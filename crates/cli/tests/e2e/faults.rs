@@ -14,6 +14,7 @@ use crate::soak::{groups, inventory};
 const PROGRAMS: (&str, &str) = ("ALLOW_SUBPROCESS", "true");
 const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
 
+const FEW_DESCRIPTORS: usize = 8;
 /// How long a server may take to serve again.
 const RECOVERY: Duration = Duration::from_secs(2);
 
@@ -335,7 +336,11 @@ async fn killing_at_random_costs_at_most_the_calls_that_run() {
         eprintln!("{settings:?}: served after {longest:?} at most");
         all_ready(&server).await;
         let quarantined = health(&server).await["engine"]["quarantined"].clone();
-        assert_eq!((settled(&server, &folder).await, quarantined), (before, 0.into()));
+        let (mut before, mut after) = (before, settled(&server, &folder).await);
+        // A zygote that was forked from another stage than the usual one may hold a few more; a leak would be one each round.
+        let [had, has] = [&mut before, &mut after].map(|found| found.remove("descriptors of its processes").unwrap());
+        assert!(has <= had + FEW_DESCRIPTORS, "{had} descriptors became {has}");
+        assert_eq!((after, quarantined), (before, 0.into()));
         let (path, pid) = (folder.path().to_str().unwrap().to_owned(), server.pid());
         drop(server);
         assert_eq!(processes_named(&path), Vec::<String>::new());

@@ -62,29 +62,6 @@ async fn spares_that_die_are_replaced_before_anybody_asks_for_one() {
     }
 }
 
-/// systemd leaves it alone while it is locked; not everybody does.
-#[tokio::test]
-async fn an_engine_whose_directory_was_removed_says_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
-    let server = Server::with(Home::Caller, &[CORE, ("TMPDIR", folder.path().to_str().unwrap())]);
-    until_there_are(&server, 1).await;
-    for entry in std::fs::read_dir(folder.path()).unwrap().flatten() {
-        std::fs::remove_dir_all(entry.path()).unwrap();
-    }
-    let told = async {
-        loop {
-            // A spare may have been ready.
-            let result = server.run("1").await;
-            if result["error"]["code"] == "internal" {
-                return result["error"]["message"].as_str().unwrap().to_owned();
-            }
-        }
-    };
-    let message = tokio::time::timeout(Duration::from_secs(30), told).await.expect("calls fail");
-    assert!(message.contains("directory was removed") && message.contains("must be restarted"), "{message}");
-}
-
 /// There were 1,000 users for 1,024 calls, and descriptors for 165.
 #[tokio::test]
 async fn the_largest_settings_start() {

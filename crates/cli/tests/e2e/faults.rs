@@ -14,7 +14,8 @@ use crate::soak::{groups, inventory};
 const PROGRAMS: (&str, &str) = ("ALLOW_SUBPROCESS", "true");
 const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
 
-const FEW_DESCRIPTORS: usize = 8;
+/// Matplotlib's two font files, which a zygote has open when the one that it was forked from had read them.
+const FONT_FILES: usize = 2;
 /// How long a server may take to serve again.
 const RECOVERY: Duration = Duration::from_secs(2);
 
@@ -141,7 +142,10 @@ async fn a_library_that_cant_be_imported_fails_its_stage_alone() {
         let engine = health(&server).await["engine"].clone();
         assert_eq!(stage(&engine, failed)["reason"], reason, "{engine}");
         assert_eq!(stage(&engine, "core")["state"], "ready", "{engine}");
-        assert_eq!(health(&server).await["status"], "degraded");
+        // Those above it fail after it.
+        while health(&server).await["status"] != "degraded" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert_eq!(server.request("GET", "/health/ready", &[], "").await, (200, r#"{"status":"ready"}"#.to_owned()));
         if module == "sklearn" {
             // The code that needs it is told what is wrong, and code that needs its neighbours is not.
@@ -337,9 +341,8 @@ async fn killing_at_random_costs_at_most_the_calls_that_run() {
         all_ready(&server).await;
         let quarantined = health(&server).await["engine"]["quarantined"].clone();
         let (mut before, mut after) = (before, settled(&server, &folder).await);
-        // A zygote that was forked from another stage than the usual one may hold a few more; a leak would be one each round.
         let [had, has] = [&mut before, &mut after].map(|found| found.remove("descriptors of its processes").unwrap());
-        assert!(has <= had + FEW_DESCRIPTORS, "{had} descriptors became {has}");
+        assert!(has <= had + FONT_FILES, "{had} descriptors became {has}");
         assert_eq!((after, quarantined), (before, 0.into()));
         let (path, pid) = (folder.path().to_str().unwrap().to_owned(), server.pid());
         drop(server);

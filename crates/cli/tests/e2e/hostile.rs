@@ -134,7 +134,9 @@ async fn no_daemon_survives(home: Home) {
              p = subprocess.Popen(['sleep', '{marker}'])\n        os.write(w, b'x')\n        time.sleep(3600)\n    os._exit(0)\n\
              os.wait()\nos.read(r, 1)\nprint('started')\n{end}\n"
         );
-        let result = server.run_with(json!({"code": code, "timeout": 2})).await;
+        // Where the machine is busy, two seconds are too short for four processes in the strictest home.
+        let timeout = if end.starts_with("while") { 5 } else { 20 };
+        let result = server.run_with(json!({"code": code, "timeout": timeout})).await;
         assert_eq!(result["stdout"], "started\n", "{home:?} {result:#}");
         assert_eq!(processes_named(&marker), Vec::<String>::new(), "{home:?} {undo:?} {end:?}");
         server.still_works().await;

@@ -16,6 +16,7 @@ mod watch;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sandbox::{KernelProcess, Reaper, SupervisorDescriptors};
 use tokio::sync::oneshot;
@@ -35,6 +36,8 @@ pub(crate) struct Kernel {
     seen: Seen,
     /// What it had in memory when it was ready, in bytes.
     resident_bytes: u64,
+    /// What it had run before the next cell.
+    cpu_before: Option<Duration>,
     /// The shared memory that is the kernel's own, where it has some.
     shared_memory: Option<Arc<OwnedFd>>,
     remains: Option<Remains>,
@@ -94,14 +97,16 @@ impl Kernel {
         let process = Arc::new(process);
         let remains = Some(Remains { process: process.clone(), reaper, home: Some(home), dead: false });
         let channel = Channel::new(descriptors, death)?;
-        Ok(Self { process, channel, exited, seen, resident_bytes: 0, shared_memory: None, remains })
+        Ok(Self { process, channel, exited, seen, resident_bytes: 0, cpu_before: None, shared_memory: None, remains })
     }
 
     /// Waits for the kernel's word that it is warm; false when it died first, with what it wrote to stderr logged.
     pub(crate) async fn warmed(&mut self) -> bool {
         let Some(handed_over) = self.channel.warmed().await else { return false };
         self.shared_memory = handed_over.map(Arc::new);
+        // Looked at here, where nobody waits for it.
         self.resident_bytes = self.process.peak_memory_bytes().unwrap_or_default();
+        self.cpu_before = self.process.cpu_time();
         true
     }
 

@@ -1,7 +1,8 @@
 //! Reads `/proc`. Rule: a process may vanish between any two reads; then it simply counts as gone.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -29,8 +30,21 @@ pub fn threads_of_user(uid: u32) -> u64 {
 }
 
 /// A file of `/proc`. A process chooses the bytes of its own name, which need not be UTF-8.
-pub(crate) fn text(path: &str) -> Option<String> {
-    std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+pub(crate) fn text(path: impl AsRef<Path>) -> Option<String> {
+    let mut file = std::fs::File::open(path.as_ref()).ok()?;
+    // The usual way asks for a size, which such files have none of, and then reads in ever longer pieces, from 32 bytes on.
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        match file.read(&mut bytes[length..]).ok()? {
+            0 => break,
+            read => length += read,
+        }
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
+    }
+    Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
 }
 
 /// The first number of a line in a status file.
@@ -85,9 +99,8 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let mut found = Vec::new();
     for thread in threads.flatten() {
-        let path: PathBuf = thread.path().join("children");
-        // An error means that the thread has ended: its children have gone to another.
-        if let Ok(list) = std::fs::read_to_string(&path) {
+        // None means that the thread has ended: its children have gone to another.
+        if let Some(list) = text(thread.path().join("children")) {
             found.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
         }
     }

@@ -69,7 +69,6 @@ impl Kernel {
         let limits = cell.request.limits;
         // Where nothing holds signals back, other code may have stopped it while it waited.
         self.process.handle.resume();
-        let cpu_before = self.process.cpu_time();
         let started = Instant::now();
         let deadline = started + limits.timeout;
         let deadline = cell.request.deadline.map_or(deadline, |latest| deadline.min(latest.into()));
@@ -102,6 +101,7 @@ impl Kernel {
             (cpu, peak_memory_bytes) =
                 (cpu.or(exit.map(|exit| exit.cpu)), peak_memory_bytes.or(exit.map(|exit| exit.peak_memory_bytes)));
         }
+        let cpu_before = std::mem::replace(&mut self.cpu_before, cpu);
         let cpu = cpu.zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
         let peak_memory_bytes = peak_memory_bytes.map(|peak| peak.saturating_sub(self.resident_bytes));
         let files = if self.is_dead() { self.take_files(&limits).await } else { Files::default() };

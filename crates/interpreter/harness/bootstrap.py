@@ -24,6 +24,11 @@ class HarnessFinder:
 
 finder = HarnessFinder(start["sources"])
 sys.meta_path.insert(0, finder)
+if start["config"]["held"] is None:
+    # First and alone: where it is to be had, all else is loaded anew in a root of its own.
+    import harness_namespaces
+
+    start["config"]["held"] = harness_namespaces.enter(start)
 import harness_zygote
 
 sys.meta_path.remove(finder)

@@ -11,6 +11,8 @@ from harness_channel import IMAGE
 from harness_smaller import smaller
 from harness_values import value_text
 
+# Matplotlib's configuration as it comes with the tree.
+_PREBUILT = os.environ.get("MPLCONFIGDIR", "")
 MAX_IMAGE_BYTES = 5 << 20
 MAX_IMAGES = 32
 # What an image may take however little is left for the others: a plain plot can still be read at this size.
@@ -145,12 +147,11 @@ def _named(images):
 
 def use_own_configuration(directory):
     """Gives matplotlib a directory it may write to, with the prebuilt font cache in it."""
-    prebuilt = os.environ["MPLCONFIGDIR"]
     try:
         os.makedirs(directory, exist_ok=True)
-        for name in os.listdir(prebuilt):
+        for name in os.listdir(_PREBUILT):
             try:
-                os.symlink(os.path.join(prebuilt, name), os.path.join(directory, name))
+                os.symlink(os.path.join(_PREBUILT, name), os.path.join(directory, name))
             except FileExistsError:  # an earlier holder's
                 pass
     except OSError:  # matplotlib then says so itself and builds its own
@@ -166,7 +167,7 @@ class _PyplotFinder:
 
     def find_spec(self, name, path=None, target=None):
         if name == "matplotlib":
-            use_own_configuration(os.path.join(os.environ["HOME"], ".matplotlib"))
+            use_own_configuration(os.path.join(os.environ["TMPDIR"], ".matplotlib"))
         if name != "matplotlib.pyplot":
             return None
         sys.meta_path.remove(self)

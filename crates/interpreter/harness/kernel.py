@@ -56,7 +56,7 @@ def main(job_fds, cage, parent, spawn, kernel_warm):
 
 
 def _serve(job_fds, cage, parent, spawn, kernel_warm):
-    channel_fd, shared_fd, ruleset_fd = _take_descriptors(*job_fds)
+    channel_fd, shared_fd, ruleset_fd = _take_descriptors(cage.ruleset_fd, *job_fds)
     _reset_signals()
     channel = Channel(channel_fd)
     _confine(cage, parent, spawn, ruleset_fd, channel)
@@ -72,7 +72,7 @@ def _serve(job_fds, cage, parent, spawn, kernel_warm):
         if kernel_warm and not _job_comes(channel_fd, _LONG_IDLE_SECONDS):
             _warm(output, kernel_warm)
     _reseed()
-    cells = _Cells(channel, output, figures, data_baseline, spawn["site"])
+    cells = _Cells(channel, output, figures, data_baseline, namespaces.inside(spawn["site"]))
     while True:
         job = channel.receive()
         if job is None:  # the supervisor has gone, or ends this process
@@ -150,7 +150,7 @@ def _end_fork(report, output):
 def _hand_over_shared_memory(channel):
     """What is in it is seen from here only. Before the limit on descriptors falls, which also bounds those that are under way
     from any process of the same user."""
-    if namespaces.in_use() and os.path.isdir("/dev/shm"):
+    if namespaces.in_use():
         fd = os.open("/dev/shm", os.O_PATH)
         channel.hand_over(fd)
         os.close(fd)
@@ -165,6 +165,7 @@ def _send_settled(output, kind, report):
 
 def _use_packages(directory, separate, stack):
     """Behind the stack, or in its place: then nothing of it may have been imported."""
+    directory = namespaces.inside(directory)
     if separate:
         mixed = [name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(stack)]
         if mixed:
@@ -174,7 +175,7 @@ def _use_packages(directory, separate, stack):
     sys.path.insert(len(sys.path) - 1, directory)
 
 
-def _take_descriptors(channel, out, err, shared, ruleset=None):
+def _take_descriptors(kept, channel, out, err, shared, ruleset=None):
     # Of its own: flags that are set on an open file are seen by all who have it.
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -184,7 +185,7 @@ def _take_descriptors(channel, out, err, shared, ruleset=None):
     shared = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, channel + 1)
     if ruleset is not None:
         ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, shared + 1)
-    linux.close_all(fd for fd in linux.open_descriptors() if fd not in (channel, shared, ruleset))
+    linux.close_all(fd for fd in linux.open_descriptors() if fd not in (channel, shared, ruleset, kept))
     return channel, shared, ruleset
 
 
@@ -197,13 +198,15 @@ def _reset_signals():
 
 def _confine(cage, parent, spawn, ruleset_fd, channel):
     os.setsid()
-    directory = namespaces.narrow(spawn["dir"])
+    directory, temporary = namespaces.narrow(spawn["dir"])
     _hand_over_shared_memory(channel)
     os.umask(0o077)
     cage.let_the_supervisor_look(own_user=spawn["uid"] is not None)
     linux.be_killed_early(1000)  # before a zygote
     uid = spawn["uid"]
     if uid is not None:
+        for fd in (1, 2):
+            os.fchown(fd, uid, uid)  # /dev/stdout opens the pipe anew
         drop_user(uid)
     # After the change of user, which undoes the first and the third.
     if parent is not None:
@@ -216,10 +219,7 @@ def _confine(cage, parent, spawn, ruleset_fd, channel):
     _limit(resource.RLIMIT_MSGQUEUE, 0)  # POSIX message queues outlive who made them, and can't be listed
     linux.leave_session_keyring()
     cage.close_kernel(ruleset_fd, own_user=uid is not None)
-    if ruleset_fd is not None:
-        os.close(ruleset_fd)
-    for name in ("HOME", "TMPDIR", "PWD"):
-        os.environ[name] = directory
+    os.environ.update(HOME=directory, PWD=directory, TMPDIR=temporary)
 
 
 def _limit(kind, value):

@@ -2,6 +2,7 @@
 Lambda function prctl is denied altogether."""
 
 import errno
+import mmap
 import os
 import struct
 
@@ -10,13 +11,26 @@ PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+# `__WALL`, to wait for those, too, that send no signal when they end.
+ALSO_SILENT = 0x40000000
 
 _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_ADD_RULE = 445
 _LANDLOCK_RESTRICT_SELF = 446
 _CAPABILITY_VERSION_3 = 0x20080522
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_CLOSE_RANGE = 436
+_NO_DESCRIPTOR = 0x7FFFFFF0
+_CLONE_MEMORY = 0x100
+_STACK_BYTES = 4096
+_BLOCK, _SET = 0, 2
+_DETACH = 2
+_PR_CAP_AMBIENT = 47
+_AMBIENT_RAISE = 2
+_CAP_NET_ADMIN = 12
+_CAP_SYS_ADMIN = 21
 
+_first_process = None  # its instructions and its stack, and what holds that
 _arguments = None  # where they are in memory, their size, and the last one
 
 try:
@@ -24,6 +38,7 @@ try:
 
     _libc = ctypes.CDLL(None, use_errno=True)
     _NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
+    _ALL_SIGNALS, _signals_before = ctypes.create_string_buffer(b"\xff" * 128), ctypes.create_string_buffer(128)
 
     class _Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
@@ -55,6 +70,79 @@ def mount(source, target, kind, flags, options=None):
     if _libc is None:
         return errno.ENOSYS
     return _call("mount", source, target, kind, ctypes.c_ulong(flags), options)
+
+
+def detach(target):
+    return _call("umount2", target, ctypes.c_int(_DETACH))
+
+
+def pivot_root(new, old):
+    number = {"x86_64": 155, "aarch64": 41}.get(os.uname().machine)
+    if number is None or _libc is None:
+        return errno.ENOSYS
+    return _call("syscall", ctypes.c_long(number), new, old)
+
+
+def keep_capabilities():
+    """Over the start of a program as an ordinary user: those that namespaces and a network for each kernel need."""
+    if _libc is None or os.geteuid() == 0:
+        return
+    kept = 1 << _CAP_NET_ADMIN | 1 << _CAP_SYS_ADMIN
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    refused = _call("capset", header, (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0))
+    for capability in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN):
+        raised = (ctypes.c_ulong(number) for number in (_AMBIENT_RAISE, capability, 0, 0))
+        refused = refused or _call("prctl", _PR_CAP_AMBIENT, *raised)
+    if refused:
+        raise OSError(refused, "capabilities can't be kept")
+
+
+def load_first_process(program):
+    """Takes what the first process of a PID namespace runs; gives the errno of what was refused."""
+    global _first_process
+    if _libc is None or not program:
+        return errno.ENOSYS
+    refused = _call("syscall", *map(ctypes.c_long, (_CLOSE_RANGE, _NO_DESCRIPTOR, _NO_DESCRIPTOR, 0)))
+    if refused:
+        return refused
+    try:
+        fd = os.memfd_create("code-interpreter-first")
+        os.write(fd, program)
+    except OSError as error:
+        return error.errno
+    _libc.mmap.restype = ctypes.c_void_p
+    flags = (len(program), mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, fd, ctypes.c_long(0))
+    place = _libc.mmap(None, ctypes.c_size_t(flags[0]), *flags[1:])
+    os.close(fd)
+    if place in (None, ctypes.c_void_p(-1).value):
+        return ctypes.get_errno()
+    # It writes only where it came from, and never goes back there: one piece of stack is enough for all.
+    stack = ctypes.create_string_buffer(_STACK_BYTES)
+    top = (ctypes.addressof(stack) + _STACK_BYTES) & ~0xFF
+    _first_process = ctypes.c_void_p(place), ctypes.c_void_p(top), stack
+    return 0
+
+
+def has_first_process():
+    return _first_process is not None
+
+
+def forget_first_process():
+    global _first_process
+    _first_process = None
+
+
+def start_first_process():
+    """Makes a process that does nothing in memory of this one, and hears no signal; gives its number. Its end is told to nobody:
+    it is reaped with others. Raises what refuses it."""
+    place, stack, _ = _first_process
+    _libc.pthread_sigmask(_BLOCK, _ALL_SIGNALS, _signals_before)
+    pid = _libc.clone(place, stack, _CLONE_MEMORY, None)
+    _libc.pthread_sigmask(_SET, _signals_before, None)
+    if pid < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return pid
 
 
 def install_seccomp(programs):

@@ -27,39 +27,25 @@ _MAX_REASON = 4000
 
 
 def main(config):
-    linux.die_with_parent(config["supervisor"])
+    """`held`: what `namespaces.enter` has found."""
     linux.set_title("code-interpreter: holder")
-    # Never preempts another process when it wakes: the end of a kernel must not hold up the answer it belongs to.
-    try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except OSError:
-        pass
-    linux.be_killed_early(500)  # before the supervisor
-    held = {}
-    if config["namespaces"]:
-        view = namespaces.View(
-            config["visible"], config["state_directory"], config["shared_memory_bytes"], config["allow_network"]
-        )
-        flags = namespaces.wanted(config["allow_network"])
-        # In a PID namespace a number means nothing to the supervisor: its handles must be descriptors.
-        held["namespaces"] = _handles_refused() or namespaces.try_all(flags, view)
-        if held["namespaces"] == 0:
-            namespaces.enter(flags, view)
+    held = config["held"]
+    if held.get("namespaces") == 0:
+        namespaces.arrive(namespaces.View(config))
     held |= {
         "no_new_privileges": linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
         "non_dumpable_kernels": _close_memory(),
     }
     heir = _heir_of_orphans() if config["find_heir"] and not namespaces.in_use() else None
     cage = Cage(config)
-    directory = namespaces.state_directory(config["state_directory"])
-    held.update(cage.probe(config["probe_user"], [config["site"], directory], config["ruleset_fd"]))
-    if config["ruleset_fd"] is not None:
-        os.close(config["ruleset_fd"])
+    probe_paths = [config["site"], config["state_directory"]]
+    held.update(cage.probe(config["probe_user"], probe_paths))
     _prepare_interpreter(config)
     _freeze()
     control = socket.socket(fileno=config["control_fd"])
     try:
         no_shared_memory = held.pop("no_shared_memory", None)
+        directory = namespaces.temporary_directory(config["state_directory"])
         _announce(control, "holder", probes=held, no_shared_memory=no_shared_memory, heir=heir, directory=directory)
         _serve(control, cage)
     except ConnectionError:  # the supervisor has ended
@@ -124,11 +110,14 @@ def _heir_of_orphans():
 
 def _announce(control, kind, **fields):
     """Says that this process serves, with a handle on it."""
-    _send_with_handle(control, os.getpid(), kind, **fields)
+    _send_with_handle(control, os.getpid(), None, kind, **fields)
 
 
-def _send_with_handle(control, pid, kind, **fields):
+def _send_with_handle(control, pid, first, kind, **fields):
+    """`first`: the first process of its PID namespace, where that is another."""
     fds, number = _handle(pid)
+    if first is not None:
+        fds.append(os.pidfd_open(first))
     socket.send_fds(control, [_message(kind, number=number, **fields)], fds)
     _close_all(fds)
 
@@ -140,14 +129,6 @@ def _handle(pid):
     except OSError:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return [], (pid, int(file.read().rpartition(b")")[2].split()[19]))
-
-
-def _handles_refused():
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 def _prepare_interpreter(config):
@@ -200,7 +181,7 @@ def _warm(source):
 
 
 def _serve(control, cage, name="", kernel_warm=""):
-    children = {}
+    children, firsts = {}, _Firsts()
     wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
@@ -208,16 +189,19 @@ def _serve(control, cage, name="", kernel_warm=""):
     poll.register(control, select.POLLIN)
     poll.register(wake[0], select.POLLIN)
     while True:
-        for fd, _ in poll.poll():
+        ready = poll.poll(firsts.patience())
+        if not ready:
+            _reap(control, children, firsts)
+        for fd, _ in ready:
             if fd == wake[0]:
                 os.read(fd, 4096)
-                _reap(control, children)
+                _reap(control, children, firsts)
                 continue
             data, fds, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS_OF_A_KERNEL)
             if not data:
                 os._exit(0)
             request = json.loads(data)
-            if not _fork(control, request, fds, children):
+            if not _fork(control, request, fds, children, firsts):
                 continue
             if request["fork"] == "kernel":
                 linux.set_title(f"code-interpreter: kernel {name}")
@@ -230,33 +214,60 @@ def _serve(control, cage, name="", kernel_warm=""):
             _be_zygote(socket.socket(fileno=fds[0]), cage, request["stages"])
 
 
-def _fork(control, request, fds, children):
+class _Firsts:
+    """The first processes of kernels' PID namespaces. They end after their kernels, and tell nobody: so they are looked for a
+    moment later, off every call's way."""
+
+    _PATIENCE_MS = 20
+
+    def __init__(self):
+        self._of_kernels, self._left = {}, set()
+
+    def patience(self):
+        return self._PATIENCE_MS if self._left else None
+
+    def begin(self, kernel, first):
+        if first is not None:
+            self._of_kernels[kernel] = first
+
+    def end(self, pid):
+        self._left.discard(pid)
+        if pid in self._of_kernels:
+            self._left.add(self._of_kernels.pop(pid))
+
+
+def _fork(control, request, fds, children, firsts):
     """True in the child."""
+    first = None
     try:
         if request["fork"] == "zygote":
             namespaces.before_zygote()
         else:
-            namespaces.before_kernel()
+            first = namespaces.before_kernel()
         pid = os.fork()
     except OSError as error:
+        if first is not None:
+            os.kill(first, signal.SIGKILL)
         _close_all(fds)
         control.send(_message("failed", id=request["id"], reason=str(error)))
         return False
     if pid:
         _close_all(fds)
         children[pid] = request["id"]
-        _send_with_handle(control, pid, "spawned", id=request["id"])
+        firsts.begin(pid, first)
+        _send_with_handle(control, pid, first, "spawned", id=request["id"])
     return pid == 0
 
 
-def _reap(control, children):
+def _reap(control, children, firsts):
     while True:
         try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG | linux.ALSO_SILENT)
         except ChildProcessError:
             return
         if pid == 0:
             return
+        firsts.end(pid)
         identity = children.pop(pid, None)
         if identity is not None:
             told = _message(

@@ -70,8 +70,6 @@ pub struct EngineConfig {
     pub authorized_imports: Vec<String>,
     /// Folders that the code may read besides the tree.
     pub readable: Vec<PathBuf>,
-    /// Folders that are in its sight besides these, where it has mounts of its own.
-    pub visible: Vec<PathBuf>,
     /// Run code as root, where the server is root and kernels can't have users of their own.
     pub allow_root: bool,
 }
@@ -171,7 +169,6 @@ impl Engine {
             isolation: Isolation::new(
                 (config.allowed, config.disabled_layers.clone()),
                 &config.readable,
-                &config.visible,
                 &tree,
                 state_dir.path(),
             ),

@@ -108,9 +108,9 @@ impl KernelUsers {
         )))
     }
 
-    /// One to try things with; `None` where the server is not root.
-    pub(crate) fn any(&self) -> Option<u32> {
-        self.all.first().copied()
+    /// All of them; none where the server is not root.
+    pub(crate) fn all(&self) -> &[u32] {
+        &self.all
     }
 
     /// The next free user, in turn: what one left somewhere is not found by the next kernel. `None` when all are in use.

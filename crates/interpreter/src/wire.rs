@@ -14,7 +14,7 @@ mod tests;
 
 pub(crate) use self::control::{Exit, Fork, ForkKernel, Message, Number, Request, StageWork};
 pub(crate) use self::job::{Job, JobPackages};
-pub(crate) use self::start::{Config, Filters, OwnMountRights, Start};
+pub(crate) use self::start::{Config, Filters, Start};
 
 /// Size of the memory in which a kernel keeps output it has not sent: a half for each stream.
 pub(crate) const SHARED_SIZE: u64 = 1 << 16;

@@ -49,7 +49,7 @@ pub(crate) struct Facts {
     pub(crate) probes: Probes,
     /// Who inherits orphans, where it had to be found out.
     pub(crate) heir: Option<i32>,
-    /// Where code finds the directory of its call, or of all calls.
+    /// Where code finds the place for temporary files of its call, or of all calls.
     pub(crate) directory: PathBuf,
 }
 
@@ -57,11 +57,16 @@ pub(crate) struct Facts {
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) handle: Pidfd,
+    /// The first process of its PID namespace, where that is another.
+    pub(crate) first: Option<Pidfd>,
     pub(crate) exited: oneshot::Receiver<Exit>,
 }
 
+/// A process that was just forked: its id, a handle on it, and on the first process of its namespace.
+type Forked = (i32, Pidfd, Option<Pidfd>);
+
 struct Waiting {
-    started: Option<oneshot::Sender<Result<(i32, Pidfd), String>>>,
+    started: Option<oneshot::Sender<Result<Forked, String>>>,
     exited: Option<oneshot::Sender<Exit>>,
 }
 
@@ -163,8 +168,8 @@ impl Zygote {
             }
         }
         let announced = tokio::time::timeout(FORK_PATIENCE, announced).await.map_err(|_| "it was not forked in time")?;
-        let (pid, handle) = announced.map_err(|_| "the zygote died".to_owned())??;
-        Ok(Spawned { pid, handle, exited })
+        let (pid, handle, first) = announced.map_err(|_| "the zygote died".to_owned())??;
+        Ok(Spawned { pid, handle, first, exited })
     }
 
     /// Routes what the process says, until it has gone. From then on it can't be asked for anything.
@@ -234,7 +239,8 @@ impl Zygote {
                 self.state.send_replace(Standing::Ended(reason));
             }
             Ok(Message::Spawned { id, number }) => {
-                let process = handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle)));
+                let process =
+                    handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle, fds.next().map(Pidfd::new))));
                 self.announce(id, process.ok_or_else(|| "it ended at once".to_owned()));
             }
             Ok(Message::Failed { id, reason }) => self.announce(
@@ -267,17 +273,18 @@ impl Zygote {
         }
     }
 
-    fn announce(&self, id: u64, outcome: Result<(i32, Pidfd), String>) {
+    fn announce(&self, id: u64, outcome: Result<Forked, String>) {
         if outcome.is_err() {
             // No exit will be reported for it.
             if let Some(started) = self.waiting().remove(&id).and_then(|waiting| waiting.started) {
                 let _ = started.send(outcome);
             }
         } else if let Some(started) = self.waiting().get_mut(&id).and_then(|waiting| waiting.started.take())
-            && let Err(Ok((_, abandoned))) = started.send(outcome)
+            && let Err(Ok((_, abandoned, first))) = started.send(outcome)
         {
             // Nobody waits for it any more, so nobody else would end it.
             abandoned.kill();
+            first.iter().for_each(Pidfd::kill);
         }
     }
 

@@ -45,6 +45,8 @@ layers! {
     NonDumpableKernels = "non_dumpable_kernels",
     /// Namespaces of processes, mounts, IPC and names.
     Namespaces = "namespaces",
+    /// A root of its own, in which nothing of the machine is but the system.
+    PrivateRoot = "private_root",
     /// A network of its own with nothing in it.
     NetworkNamespace = "network_namespace",
     /// Each call is a user of its own.
@@ -108,7 +110,7 @@ mod tests {
     #[test]
     fn the_words_of_the_layers_are_these() {
         let known = "process_per_call, scrubbed_environment, resource_limits, non_dumpable_supervisor, subreaper, no_new_privileges, \
-                     non_dumpable_kernels, namespaces, network_namespace, user_per_call, no_capabilities, landlock, landlock_tcp, \
+                     non_dumpable_kernels, namespaces, private_root, network_namespace, user_per_call, no_capabilities, landlock, landlock_tcp, \
                      landlock_signals, cgroup, no_network, no_subprocess, no_connections, own_signals, shared_memory, \
                      network_unreachable, seccomp, response_lock";
         assert_eq!(words(Layer::ALL), known);

@@ -40,16 +40,21 @@ pub struct KernelProcess {
     pub handle: Pidfd,
     /// The user it runs as.
     pub uid: u32,
-    /// Whether it is the first process of a PID namespace, so that everything it started ends with it.
-    pub contained: bool,
+    /// Whether it has a PID namespace to itself, so that everything it started ends with that.
+    contained: bool,
+    /// The first process of the namespace, where that is another: its id, and a handle.
+    first: Option<(i32, Pidfd)>,
     /// Clock ticks after boot at which it was started; none when it had ended before it was looked at.
     started: Option<u64>,
 }
 
 impl KernelProcess {
-    /// Takes note of a kernel that was just started.
-    pub fn new(pid: i32, handle: Pidfd, uid: u32, contained: bool) -> Self {
-        Self { pid, handle, uid, contained, started: proc::stat(pid).map(|stat| stat.started) }
+    /// Takes note of a kernel that was just started. `namespace`: that it has a PID namespace to itself, and the first process of
+    /// it, where that is another.
+    pub fn new(pid: i32, handle: Pidfd, uid: u32, namespace: Option<Option<Pidfd>>) -> Self {
+        let contained = namespace.is_some();
+        let first = namespace.flatten().and_then(|first| Some((first.pid()?, first)));
+        Self { pid, handle, uid, contained, first, started: proc::stat(pid).map(|stat| stat.started) }
     }
 
     /// What it and all it has started have run, as far as they can still be asked; none when it has gone.
@@ -73,7 +78,25 @@ impl KernelProcess {
     /// Waits until nothing of a kernel that was ended can act any more, not even in a system call it was in; false when that
     /// takes too long.
     pub fn wait_dead(&self) -> bool {
-        self.handle.wait_dead(NAMESPACE_PATIENCE_MS)
+        self.last_to_die().wait_dead(NAMESPACE_PATIENCE_MS)
+    }
+
+    /// Dead only when all that it has started is, where it has a namespace.
+    fn last_to_die(&self) -> &Pidfd {
+        self.first.as_ref().map_or(&self.handle, |(_, first)| first)
+    }
+
+    /// Sends SIGKILL to it, and to all of its namespace.
+    fn end_namespace(&self) {
+        self.handle.signal(Signal::KILL);
+        if let Some((_, first)) = &self.first {
+            first.signal(Signal::KILL);
+        }
+    }
+
+    /// Whether nothing else is in its namespace: nothing below it, and when it has ended by itself, nothing that it left.
+    fn is_alone_in_namespace(&self) -> bool {
+        proc::children(self.pid).is_empty() && self.first.as_ref().is_none_or(|(pid, _)| proc::children(*pid).is_empty())
     }
 
     /// False when the number has come to mean another process.
@@ -197,8 +220,8 @@ impl Reaper {
     /// more; false when there may be more that [`Reaper::kill_tree`] must end.
     pub fn kill_alone(&self, kernel: &KernelProcess) -> bool {
         if kernel.contained {
-            kernel.handle.signal(Signal::KILL);
-            return proc::children(kernel.pid).is_empty();
+            kernel.end_namespace();
+            return kernel.is_alone_in_namespace();
         }
         // A look at all processes of the machine takes too long for this thread.
         if kernel.has_own_user() || !proc::children(kernel.pid).is_empty() {
@@ -220,9 +243,9 @@ impl Reaper {
     /// not be used again. Blocks for milliseconds.
     pub fn kill_tree(&self, kernel: &KernelProcess) -> bool {
         if kernel.contained {
-            kernel.handle.signal(Signal::KILL);
+            kernel.end_namespace();
             // The first process of a namespace is dead only when all others in it are.
-            return kernel.handle.wait_dead(NAMESPACE_PATIENCE_MS);
+            return kernel.last_to_die().wait_dead(NAMESPACE_PATIENCE_MS);
         }
         // So that it starts nothing while all that it has started is looked for.
         kernel.handle.signal(Signal::STOP);

@@ -1,7 +1,7 @@
 //! What of the file system user code may touch.
 //!
 //! Rule: the rule set is made here, in Rust, and handed to the kernel process as a descriptor; there it is only put in
-//! force (with rules more for what only the kernel process can see: its `/proc` and `/dev/shm`). It can read the
+//! force (with rules more for what only those inside can see). It can read the
 //! interpreter, the stack and what every program needs of the system, write to its own directory and a few devices, and reach nothing else: no other call's files, no socket or signal out of its own domain, no TCP.
 
 use std::io;
@@ -17,7 +17,7 @@ use landlock::{
 use crate::seccomp::Allowed;
 
 /// The newest interface asked for; older kernels give what they have.
-pub(crate) const NEWEST: ABI = ABI::V6;
+pub(crate) const NEWEST: ABI = ABI::V10;
 
 /// Read by every program: libraries, fonts, time zones, certificates, names of users and hosts, facts about the machine.
 /// Nothing in here is secret on a well-kept machine: no home, no `/root`, no `/run`, no `/var`, no rest of `/etc`.
@@ -47,6 +47,8 @@ pub(crate) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/d
 /// POSIX semaphores and shared memory live here.
 const SHARED_MEMORY: &str = "/dev/shm";
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// A rule that every kernel's rule set has.
 #[derive(Debug)]
 struct Common {
@@ -60,6 +62,7 @@ struct Common {
 pub struct Landlock {
     abi: i32,
     network: bool,
+    reading: BitFlags<AccessFs>,
     /// Opened once.
     common: RwLock<Vec<Common>>,
     shared_memory: Option<PathFd>,
@@ -85,8 +88,8 @@ impl Landlock {
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
             Some(Common { opened: PathFd::new(&path).ok()?, path, access })
         });
-        let common = RwLock::new(common.collect());
-        Ok(Self { abi, network: allowed.network, common, shared_memory: PathFd::new(SHARED_MEMORY).ok() })
+        let (common, shared_memory) = (RwLock::new(common.collect()), PathFd::new(SHARED_MEMORY).ok());
+        Ok(Self { abi, network: allowed.network, reading: read, common, shared_memory })
     }
 
     /// Whether it keeps signals inside.
@@ -99,9 +102,18 @@ impl Landlock {
         self.abi
     }
 
-    /// What a kernel may do in a `/dev/shm` of its own, in the bits of the system call.
-    pub fn shared_memory_rights(&self) -> u64 {
-        self.in_shared_memory().bits()
+    /// What kernels may do in a root of their own, by the directories that what they have is mounted in, in the bits of the
+    /// system call. All else of it is read.
+    pub fn root_rights(&self) -> [(&'static str, u64); 4] {
+        let has = AccessFs::from_all(ABI::from(self.abi));
+        [
+            ("/", self.reading & has),
+            ("/dev", self.in_shared_memory() & has),
+            // Of the work directory, and of the temporary one.
+            ("/mnt", AccessFs::from_all(NEWEST) & has),
+            ("/var", AccessFs::from_all(NEWEST) & has),
+        ]
+        .map(|(path, rights)| (path, rights.bits()))
     }
 
     fn in_shared_memory(&self) -> BitFlags<AccessFs> {
@@ -110,11 +122,6 @@ impl Landlock {
             rights |= AccessFs::Truncate;
         }
         rights
-    }
-
-    /// What a kernel may do in a `/proc` that only it can see, in the bits of the system call.
-    pub fn proc_rights(&self) -> u64 {
-        (AccessFs::ReadFile | AccessFs::ReadDir).bits()
     }
 
     /// What a kernel may do with a single file of the common `/proc`, in the bits of the system call.
@@ -141,12 +148,18 @@ impl Landlock {
         self.build(own_directory, own_user).map_err(io::Error::other)?.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    fn build(&self, own_directory: &Path, own_user: bool) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
-        let everything: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
-        let mut ruleset = Ruleset::default()
-            .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(everything)?
-            .scope(Scope::from_all(NEWEST))?;
+    /// The rule set of all kernels that have a root of their own, without its rules. A network of their own has nothing in it,
+    /// so that they may use it.
+    ///
+    /// # Errors
+    /// When the system is out of descriptors or memory.
+    pub fn root_ruleset(&self) -> io::Result<OwnedFd> {
+        let created = handled().and_then(|ruleset| Ok(ruleset.create()?)).map_err(io::Error::other)?;
+        Option::<OwnedFd>::from(created).ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    }
+
+    fn build(&self, own_directory: &Path, own_user: bool) -> Result<Option<OwnedFd>, Failure> {
+        let mut ruleset = handled()?;
         if !self.network {
             ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
         }
@@ -158,9 +171,15 @@ impl Landlock {
             // No directories: one call could keep files in another's.
             created = created.add_rule(PathBeneath::new(shared, self.in_shared_memory()))?;
         }
-        created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, everything))?;
+        created = created.add_rule(PathBeneath::new(PathFd::new(own_directory)?, AccessFs::from_all(NEWEST)))?;
         Ok(created.into())
     }
+}
+
+/// What a rule set is about, as far as the kernel knows it.
+fn handled() -> Result<Ruleset, Failure> {
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
+    Ok(ruleset.handle_access(AccessFs::from_all(NEWEST))?.scope(Scope::from_all(NEWEST))?)
 }
 
 /// The version of the kernel's interface.

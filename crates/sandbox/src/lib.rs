@@ -10,6 +10,7 @@ mod calls;
 mod cgroup;
 mod cpu;
 mod descriptors;
+mod first_process;
 mod installer;
 mod kill;
 mod landlock;
@@ -34,6 +35,7 @@ pub use descriptors::{
     ControlSocket, KernelDescriptors, SupervisorDescriptors, disk_size, kernel_descriptors, memory_file, receive, waiting_bytes,
     watched,
 };
+pub use first_process::first_process_program;
 pub use installer::{InstallerCage, InstallerLimits};
 pub use kill::{Birth, KernelProcess, Reaper};
 pub use left_files::{LeftFile, LeftFiles, TakeBounds, left_files, may_have_files};
@@ -43,7 +45,7 @@ pub use objects::Leftovers;
 pub use pidfd::Pidfd;
 pub use proc::{bounds_of, threads_of_user};
 pub use removal::{remove, remove_as};
-pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs, without_mounts_program};
+pub use seccomp::{Allowed, OWN_PID, native_arch, own_signals_program, programs, sockets_program};
 pub use signals::{die_of, is_ignored, restore};
 pub use spawn::{ChildDescriptor, spawn};
 pub use supervisor::{Protection, is_root, process_id, protect_supervisor, raise_descriptor_limit, user_id};

@@ -89,7 +89,7 @@ pub(crate) fn has_no_new_privileges(pid: i32) -> bool {
 
 /// Whether the kernel keeps lists of children (`CONFIG_PROC_CHILDREN`).
 static LISTS_CHILDREN: LazyLock<bool> =
-    LazyLock::new(|| std::path::Path::new(&format!("/proc/self/task/{}/children", crate::process_id())).exists());
+    LazyLock::new(|| Path::new(&format!("/proc/self/task/{}/children", crate::process_id())).exists());
 
 /// Direct children, from the kernel's own list; from a scan where it keeps none.
 pub(crate) fn children(pid: i32) -> Vec<i32> {

@@ -11,7 +11,7 @@ mod tests;
 use seccompiler::TargetArch;
 use serde_json::{Value, json};
 
-use rules::{EACCES, ENOSYS, EPERM, IGNORED, INSTALLER, NO_PROGRAMS, OWN_SIGNALS, Rule, WITHOUT_MOUNTS, When, rules};
+use rules::{EACCES, ENOSYS, EPERM, IGNORED, INSTALLER, NO_PROGRAMS, OWN_SIGNALS, Rule, When, rules, sockets};
 
 /// Where [`own_signals_program`] has the pid of the process that installs it: above every pid Linux gives out.
 pub const OWN_PID: u32 = 0x7FFF_FF01;
@@ -65,7 +65,7 @@ impl Rule {
 pub fn programs(allowed: Allowed, arch: TargetArch) -> Result<Vec<Vec<u8>>, String> {
     let rules = rules(allowed);
     let mut programs = vec![bytes(&other_numbering(arch))];
-    for errno in [EPERM, EACCES, ENOSYS, IGNORED] {
+    for errno in [EPERM, ENOSYS, IGNORED] {
         programs.push(compile(rules.iter().filter(|rule| rule.errno == errno), errno, arch)?);
     }
     Ok(programs)
@@ -79,13 +79,12 @@ pub fn own_signals_program(arch: TargetArch) -> Result<Vec<u8>, String> {
     compile(OWN_SIGNALS.iter(), EPERM, arch)
 }
 
-/// The filter program for kernels that no mount namespace surrounds; none where they may connect to the machine's sockets.
+/// The filter program about sockets. `own_root`: for kernels that have a root and a network of their own.
 ///
 /// # Errors
 /// As [`programs`].
-pub fn without_mounts_program(allowed: Allowed, arch: TargetArch) -> Result<Option<Vec<u8>>, String> {
-    let open = allowed.network || allowed.unix_sockets;
-    (!open).then(|| compile(WITHOUT_MOUNTS.iter(), EACCES, arch)).transpose()
+pub fn sockets_program(allowed: Allowed, arch: TargetArch, own_root: bool) -> Result<Vec<u8>, String> {
+    compile(sockets(allowed, own_root).iter(), EACCES, arch)
 }
 
 fn compile<'a>(rules: impl Iterator<Item = &'a Rule>, errno: u32, arch: TargetArch) -> Result<Vec<u8>, String> {

@@ -36,7 +36,7 @@ fn a_number_that_means_another_process_by_now_is_left_alone() {
     let handle = Pidfd::open(dead_pid).expect("it lives");
     dead.kill().expect("killed");
     dead.wait().expect("reaped");
-    let kernel = KernelProcess::new(stranger_pid, handle, sandbox::user_id(), false);
+    let kernel = KernelProcess::new(stranger_pid, handle, sandbox::user_id(), None);
     reaper.kill_tree(&kernel);
     assert_eq!(stranger.try_wait().expect("asked"), None, "the stranger lives");
     stranger.kill().expect("killed");
@@ -57,7 +57,7 @@ fn a_child_of_a_zygote_that_was_not_announced_dies_and_a_kernel_on_its_way_does_
     reaper.know_zygotes([zygote_pid]);
     reaper.birth().announce(kernel);
     let birth = reaper.birth();
-    let process = KernelProcess::new(kernel, Pidfd::open(kernel).expect("it lives"), sandbox::user_id(), false);
+    let process = KernelProcess::new(kernel, Pidfd::open(kernel).expect("it lives"), sandbox::user_id(), None);
     assert!(!reaper.kill_alone(&process), "there is more than the kernel");
     std::thread::scope(|scope| {
         scope.spawn(|| birth.announce(newborn));

@@ -19,7 +19,7 @@ pub fn hint(layer: Layer, service: &Service) -> String {
              kernel.apparmor_restrict_unprivileged_userns=0 (on older Debian kernel.unprivileged_userns_clone=1); a \
              container needs --security-opt seccomp=unconfined, and root in it --cap-add SYS_ADMIN"
         }
-        Layer::NetworkNamespace | Layer::SharedMemory => "It comes with the layer namespaces",
+        Layer::NetworkNamespace | Layer::PrivateRoot | Layer::SharedMemory => "It comes with the layer namespaces",
         Layer::Landlock => {
             "It needs Linux 5.13 with Landlock built in and named in the boot option lsm=, and a container that lets it pass"
         }

@@ -323,7 +323,6 @@ impl EngineSettings {
             authorized_imports: self.authorized_imports.iter().map(|name| name.trim().to_owned()).collect(),
             // The folder of packages is added when it is there: reading settings makes none.
             readable: Vec::new(),
-            visible: vec![self.packages()?.directory],
             allowed: Allowed {
                 network: self.allow_network,
                 subprocess: self.allow_subprocess,

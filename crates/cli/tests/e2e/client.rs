@@ -246,8 +246,10 @@ impl Server {
     }
 }
 
-/// Command lines of live processes that hold `marker`.
+/// Command lines of live processes that hold `marker`; of one that is a folder, also those that name a server's directory in
+/// it: in a root of their own processes know no more of it.
 pub(crate) fn processes_named(marker: &str) -> Vec<String> {
+    let markers = names_of_servers(marker);
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     // When its first thread has ended, a process's own line is empty.
     let line = |entry: std::fs::DirEntry| {
@@ -258,8 +260,15 @@ pub(crate) fn processes_named(marker: &str) -> Vec<String> {
     entries
         .filter_map(line)
         .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(marker))
+        .filter(|line| markers.iter().any(|marker| line.contains(marker)))
         .collect()
+}
+
+/// A folder's path, and the names of servers' directories in it.
+pub(crate) fn names_of_servers(folder: &str) -> Vec<String> {
+    let inside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let inside = inside.map(|entry| entry.file_name().into_string().unwrap());
+    inside.filter(|name| name.starts_with("code-interpreter-")).chain([folder.to_owned()]).collect()
 }
 
 /// What a tool answered: the JSON text that its result begins with.

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::client::{Home, Server, processes_named, program, variable};
+use crate::client::{Home, Server, names_of_servers, processes_named, program, variable};
 use crate::soak::{groups, inventory};
 
 const PROGRAMS: (&str, &str) = ("ALLOW_SUBPROCESS", "true");
@@ -31,6 +31,14 @@ pub(crate) fn server_of(home: Home, settings: &[(&str, &str)]) -> (Server, TempD
     (server, folder)
 }
 
+/// The first process of a call's PID namespace bears its zygote's title, and is none.
+fn is_first_of_a_call(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let numbers = numbers.split_whitespace().collect::<Vec<_>>();
+    numbers.len() > 2 && numbers.last() == Some(&"1")
+}
+
 /// The processes of a server whose title begins so.
 fn titled(folder: &TempDir, title: &str) -> Vec<rustix::process::Pid> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -38,8 +46,10 @@ fn titled(folder: &TempDir, title: &str) -> Vec<rustix::process::Pid> {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         Some((pid, std::fs::read_to_string(entry.path().join("cmdline")).ok()?))
     });
-    let ours = titles.filter(|(_, line)| {
-        line.starts_with(&format!("code-interpreter: {title}")) && line.contains(folder.path().to_str().unwrap())
+    let names = names_of_servers(folder.path().to_str().unwrap());
+    let ours = titles.filter(|(pid, line)| {
+        let is_its = line.starts_with(&format!("code-interpreter: {title}")) && names.iter().any(|name| line.contains(name));
+        is_its && !is_first_of_a_call(*pid)
     });
     ours.filter_map(|(pid, _)| rustix::process::Pid::from_raw(pid)).collect()
 }
@@ -124,6 +134,13 @@ pub(crate) fn tree_with(folder: &Path, modules: &[(&str, &str)]) -> PathBuf {
     copy
 }
 
+/// A module that waits for a file of this name in its tree, wherever that is for it.
+fn waits_for(name: &str) -> String {
+    format!(
+        "import os, sys, time\nwhile not os.path.exists(os.path.join(os.path.dirname(sys.prefix), '{name}')): time.sleep(0.01)\n"
+    )
+}
+
 /// C10: `print(2+3)` was down because scikit-learn, or numpy on an old processor, was.
 #[tokio::test]
 async fn a_library_that_cant_be_imported_fails_its_stage_alone() {
@@ -163,7 +180,7 @@ async fn a_library_that_cant_be_imported_fails_its_stage_alone() {
 async fn calls_that_wait_for_a_stage_hold_up_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let gate = folder.path().join("tree/gate");
-    let waits = format!("import os, time\nwhile not os.path.exists({gate:?}): time.sleep(0.01)\n");
+    let waits = waits_for("gate");
     let tree = tree_with(folder.path(), &[("sklearn", &waits)]);
     let variable = variable("PYTHON_TREE");
     let settings = [(&*variable, tree.to_str().unwrap()), ("MAX_CONCURRENCY", "2")];
@@ -211,7 +228,7 @@ async fn a_zygote_that_dies_takes_no_call_with_it_and_is_replaced_alone() {
 async fn health_tells_load_balancers_what_is() {
     let place = tempfile::tempdir().unwrap();
     let gate = place.path().join("tree/gate");
-    let waits = format!("import os, time\nwhile not os.path.exists({gate:?}): time.sleep(0.01)\n");
+    let waits = waits_for("gate");
     let tree = tree_with(place.path(), &[("pandas", &waits)]);
     let (server, folder) = server_in(&[(&*variable("PYTHON_TREE"), tree.to_str().unwrap()), ("PRELOAD", "data")]);
     server.still_works().await;

@@ -198,9 +198,9 @@ async fn a_fork_bomb_is_ended_and_leaves_nothing(homes: &[Home]) {
         // A call with a user of its own gets no more processes, and goes on trying; where calls share one they are counted.
         let expected = if home == Home::Caller && homes::is_root() { "timeout" } else { "process_limit" };
         assert_eq!(result["error"]["code"], expected, "{home:?} {result}");
-        // A spare may be on its way.
+        // A spare may be on its way, with the first process of its namespace.
         let after = processes_named(path);
-        assert!(after.len() <= before + 1, "{home:?}: {after:#?}");
+        assert!(after.len() <= before + 2, "{home:?}: {after:#?}");
         server.still_works().await;
     }
 }
@@ -288,16 +288,61 @@ async fn a_kernels_directory_goes_even_when_its_rights_are_taken_away(homes: &[H
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
-in_each_home!(a_signal_to_itself_ends_a_cell_only_outside_of_a_pid_namespace, Lambda);
-/// The first process of a PID namespace gets no signal it has no handler for, as in every container.
-async fn a_signal_to_itself_ends_a_cell_only_outside_of_a_pid_namespace(homes: &[Home]) {
-    let code = "import os\nos.kill(os.getpid(), 9)\nprint('went on')";
+in_each_home!(a_fatal_signal_ends_a_cell_and_is_told, User, NoLandlock, Lambda);
+/// The first process of a PID namespace gets no signal that it has no handler for: `kill -9` went unheard, `abort` was a SIGSEGV.
+async fn a_fatal_signal_ends_a_cell_and_is_told(homes: &[Home]) {
+    let itself = |signal: &str| format!("import os, signal\nos.kill(os.getpid(), signal.{signal})\nprint('went on')");
+    let cases = [
+        ("import os\nos.abort()".to_owned(), "SIGABRT", 134),
+        ("import ctypes\nctypes.CDLL(None).abort()".to_owned(), "SIGABRT", 134),
+        ("import ctypes\nctypes.string_at(0)".to_owned(), "SIGSEGV", 139),
+        ("import signal\nsignal.raise_signal(signal.SIGTERM)\nprint('went on')".to_owned(), "SIGTERM", 143),
+        (itself("SIGKILL"), "SIGKILL", 137),
+        (itself("SIGSEGV"), "SIGSEGV", 139),
+        (itself("SIGTERM"), "SIGTERM", 143),
+    ];
     for &home in homes {
-        let result = Server::with(home, &[("PRELOAD", "core")]).run(code).await;
-        if home == Home::Caller {
-            assert_eq!(result["stdout"], "went on\n", "{result}");
-        } else {
-            assert_eq!((&result["error"]["code"], &result["exit_code"]), (&json!("crashed"), &json!(137)), "{result}");
+        let server = Server::with(home, &[("PRELOAD", "core")]);
+        for (code, name, exit_code) in &cases {
+            let result = server.run(code).await;
+            let error = &result["error"];
+            assert_eq!(
+                (&error["code"], &result["exit_code"]),
+                (&json!("crashed"), &json!(exit_code)),
+                "{home:?} {code} {result:#}"
+            );
+            assert_eq!((&error["type"], &result["stdout"]), (&json!(name), &json!("")), "{home:?} {code} {result:#}");
         }
+        let handled = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: print('heard'))\nos.kill(os.getpid(), signal.SIGTERM)\n\
+                       signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getpid(), signal.SIGTERM)\nprint('went on')";
+        assert_eq!(server.run(handled).await["stdout"], "heard\nwent on\n", "{home:?}");
+        let child = "import os, signal\nif (child := os.fork()) == 0: os.abort()\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))";
+        assert_eq!(server.run(child).await["stdout"], "-6\n", "{home:?}");
+    }
+}
+
+in_each_home!(what_a_crashed_cell_leaves_running_ends_with_it, User);
+/// It is not the first process of its namespace, so that its end alone is not the end of what it has started.
+async fn what_a_crashed_cell_leaves_running_ends_with_it(homes: &[Home]) {
+    for &home in homes {
+        let temporary = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+        let path = temporary.path().to_str().unwrap();
+        let server = Server::with(home, &[("PRELOAD", "core"), ("TMPDIR", path)]);
+        server.still_works().await;
+        let before = processes_named(path).len();
+        for end in ["os.abort()", "os._exit(3)", "os.kill(os.getpid(), 9)", "time.sleep(9)"] {
+            let code = format!(
+                "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0: time.sleep(600)\n        \
+                 os._exit(0)\nfor _ in range(4): os.wait()\nopen('left.txt', 'w').write('left')\n{end}"
+            );
+            let answer = server.call("execute_python", json!({"code": code, "timeout": 1})).await;
+            assert!(answer["result"]["content"].to_string().contains("left.txt"), "{home:?} {end}: {answer:#}");
+            // A spare may be on its way, with the first process of its namespace.
+            let after = processes_named(path);
+            assert!(after.len() <= before + 2, "{home:?} {end}: {after:#?}");
+        }
+        drop(server);
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "{home:?}");
     }
 }

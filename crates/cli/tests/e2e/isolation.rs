@@ -37,10 +37,21 @@ fn attack_with(home: Home, settings: &[&str], open: &[&str]) {
 }
 
 /// Open with neither Landlock nor mounts of its own: what the server's user may do with files, the code may do.
-const OPEN_WITHOUT_LANDLOCK: &[&str] = &["calls-names", "memory-without-a-name", "other-calls-files", "write-tmp"];
+const OPEN_WITHOUT_LANDLOCK: &[&str] = &[
+    "calls-names",
+    "memory-without-a-name",
+    "modes-and-times",
+    "names-of-users",
+    "other-calls-files",
+    "root-by-proc",
+    "walk-out",
+    "watch-the-machine",
+    "write-tmp",
+];
 /// Open where the kernel refuses every layer: there the walls are the function's own.
 const OPEN_IN_LAMBDA: &[&str] = &[
     "calls-names",
+    "dns-past-hooks",
     "exec-past-hooks",
     "fork-exec-past-hooks",
     "kill-all",
@@ -53,6 +64,8 @@ const OPEN_IN_LAMBDA: &[&str] = &[
     "memfd-program",
     "memory-without-a-name",
     "message-queue",
+    "modes-and-times",
+    "names-of-users",
     "netlink",
     "other-calls-files",
     "parent-descriptors",
@@ -63,16 +76,31 @@ const OPEN_IN_LAMBDA: &[&str] = &[
     "pin-server",
     "poison-shared-memory",
     "process-vm-readv",
+    "root-by-proc",
     "slow-server",
     "starve-server",
     "system-v-memory",
     "tcp",
     "udp",
+    "walk-out",
+    "watch-the-machine",
     "write-tmp",
 ];
 /// Whether these are open where nothing stops them hangs on how the machine's kernel was built and set.
-const UP_TO_THE_MACHINE: &[&str] =
-    &["af-alg", "bpf", "clone-newuser", "homes", "io-uring", "ipv6", "keyring", "perf", "run-secrets", "userfaultfd", "vsock"];
+const UP_TO_THE_MACHINE: &[&str] = &[
+    "af-alg",
+    "bpf",
+    "clone-newuser",
+    "hard-link",
+    "homes",
+    "io-uring",
+    "ipv6",
+    "keyring",
+    "perf",
+    "run-secrets",
+    "userfaultfd",
+    "vsock",
+];
 
 #[test]
 fn attacks_as_the_caller() {
@@ -144,11 +172,13 @@ fn refused(home: Home) -> Vec<String> {
     states.map(|(name, state)| format!("{state} {name}")).collect()
 }
 
-const NOT_OF_A_USER: [&str; 4] = ["n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"];
+const NOT_OF_A_USER: [&str; 5] =
+    ["n/a landlock_tcp", "n/a no_connections", "n/a non_dumpable_kernels", "n/a own_signals", "n/a user_per_call"];
 
 #[test]
 fn the_caller_has_the_layers_it_should_have() {
-    let expected = if homes::is_root() { &["n/a no_connections", "n/a own_signals"][..] } else { &NOT_OF_A_USER };
+    let expected =
+        if homes::is_root() { &["n/a landlock_tcp", "n/a no_connections", "n/a own_signals"][..] } else { &NOT_OF_A_USER };
     assert_eq!(refused(Home::Caller), expected);
 }
 
@@ -182,6 +212,7 @@ fn each_home_has_the_layers_it_should_have() {
             "REFUSED no_subprocess",
             "REFUSED non_dumpable_supervisor",
             "REFUSED own_signals",
+            "REFUSED private_root",
             "REFUSED seccomp",
             "REFUSED shared_memory",
             "REFUSED subreaper",
@@ -211,6 +242,7 @@ fn layers_can_be_left_off_by_name_and_take_theirs_with_them() {
         "network_namespace",
         "no_network",
         "no_subprocess",
+        "private_root",
         "seccomp",
     ];
     assert!(expected.iter().all(|name| off.contains(name)), "{states:#?}");
@@ -270,7 +302,7 @@ fn a_required_layer_stops_the_start(home: Home, layer: &str, reason: &str) {
 async fn the_place_for_temporary_files_is_where_the_code_is() {
     for disabled in [[].as_slice(), &[("DISABLE_LAYERS", "namespaces")]] {
         let server = Server::with(Home::Caller, &[&[("PRELOAD", "core")], disabled].concat());
-        let found = server.run("import os, tempfile; print(os.getcwd()); print(tempfile.gettempdir())").await;
+        let found = server.run("import tempfile\nprint(tempfile.gettempdir()); print(tempfile.mkdtemp())").await;
         let told = server.call("get_environment_info", json!({})).await["result"]["structuredContent"].clone();
         for place in found["stdout"].as_str().unwrap().lines() {
             assert!(Path::new(place).starts_with(told["temp_dir"].as_str().unwrap()), "{told:#} {found:#}");
@@ -281,14 +313,17 @@ async fn the_place_for_temporary_files_is_where_the_code_is() {
 #[tokio::test]
 async fn the_network_is_off_until_it_is_allowed() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let code = format!(
-        "import socket\ns = socket.create_connection(('127.0.0.1', {}), 2)\nprint('connected')",
-        listener.local_addr().unwrap().port()
-    );
+    let to = |host: &str, port| format!("import socket\ns = socket.create_connection(('{host}', {port}), 2)\nprint('connected')");
+    let code = to("127.0.0.1", listener.local_addr().unwrap().port());
+    let no_namespaces = Server::with(Home::Caller, &[("PRELOAD", "core"), ("DISABLE_LAYERS", "namespaces")]);
     let closed = Server::start();
-    let refused = closed.run(&code).await;
-    assert_eq!(refused["error"]["type"], "PermissionError", "{refused:#}");
-    assert!(refused["error"]["message"].as_str().unwrap().contains("ALLOW_NETWORK"));
+    for (server, code) in [(&no_namespaces, &code), (&closed, &to("192.0.2.1", 80)), (&closed, &to("example.org", 80))] {
+        let refused = server.run(code).await;
+        assert_eq!(refused["error"]["type"], "PermissionError", "{refused:#}");
+        assert!(refused["error"]["message"].as_str().unwrap().contains("ALLOW_NETWORK"));
+    }
+    // The machine's own services are not in the call's network.
+    assert_eq!(closed.run(&code).await["error"]["type"], "ConnectionRefusedError");
     let open = Server::with(Home::Caller, &[("PRELOAD", "core"), ("ALLOW_NETWORK", "true")]);
     assert_eq!(open.run(&code).await["stdout"], "connected\n");
 }
@@ -303,7 +338,7 @@ async fn programs_are_refused_until_they_are_allowed() {
     assert_eq!(open.run(code).await["stdout"], "ran\n\n");
     let inside = "import subprocess\nprint(subprocess.run(['cat', '/etc/shadow'], capture_output=True, text=True).stderr)";
     let inside = open.run(inside).await;
-    assert!(inside["stdout"].as_str().unwrap().contains("Permission denied"), "{inside:#}");
+    assert!(inside["stdout"].as_str().unwrap().contains("No such file"), "{inside:#}");
 }
 
 #[tokio::test]

@@ -318,7 +318,7 @@ async fn descriptors_in_flight_of_one_call_do_not_hold_up_another() {
     let others = async {
         // Each of these needs a new kernel.
         let state = state_dirs(folder.path()).remove(0);
-        let flying = || std::fs::read_dir(&state).unwrap().flatten().any(|entry| entry.path().join("flying").exists());
+        let flying = || std::fs::read_dir(&state).unwrap().flatten().any(|entry| entry.path().join("data/flying").exists());
         while !flying() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

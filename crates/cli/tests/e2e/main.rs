@@ -43,6 +43,7 @@ mod lifecycle;
 mod neighbours;
 mod packages;
 mod policy;
+mod root;
 mod scarce;
 mod semantics;
 mod soak;

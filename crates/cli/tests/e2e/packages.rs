@@ -7,6 +7,8 @@ mod lists;
 mod refusals;
 mod sets;
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 
 use crate::client::{Home, Server};
@@ -49,6 +51,14 @@ impl Shop {
 
     async fn run(&self, requirements: &[&str], code: &str) -> Value {
         self.server.run_with(json!({"code": code, "requirements": requirements})).await
+    }
+
+    /// Where a file of a set is for this process, that has this name for a call.
+    fn outside(&self, name: &str) -> PathBuf {
+        match Path::new(name).strip_prefix("/opt/packages") {
+            Ok(below) => self.folder.path().join("packages/sets").join(below),
+            Err(_) => name.into(),
+        }
     }
 
     /// The reason and the message of a refusal.

@@ -165,7 +165,8 @@ async fn python_habits_work() {
             "A(x=1)\n",
         ),
         ("open('m.py', 'w').write('x = 5')\nimport m; print(m.x)", "5\n"),
-        ("import tempfile, os\nprint(tempfile.gettempdir() == os.getcwd() == os.environ['HOME'])", "True\n"),
+        ("import os\nprint(os.getcwd() == os.environ['HOME'] == os.environ['PWD'])", "True\n"),
+        ("import os, tempfile\nprint(tempfile.gettempdir() == os.environ['TMPDIR'])", "True\n"),
         ("import warnings; warnings.warn('w'); print('x' * 3)", "xxx\n"),
         ("import subprocess; print(subprocess.run(['echo', 'a'], capture_output=True, text=True).stdout)", "a\n\n"),
     ] {

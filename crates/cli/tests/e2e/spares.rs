@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use crate::client::{Home, Server};
+use crate::client::{Home, Server, names_of_servers};
 
 const CORE: (&str, &str) = ("PRELOAD", "core");
 const NO_NAMESPACES: (&str, &str) = ("DISABLE_LAYERS", "namespaces");
@@ -35,8 +35,9 @@ fn kernels(directory: &std::path::Path) -> Vec<Pid> {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         Some((pid, std::fs::read_to_string(entry.path().join("cmdline")).ok()?))
     });
-    let ours =
-        titles.filter(|(_, line)| line.starts_with("code-interpreter: kernel") && line.contains(directory.to_str().unwrap()));
+    let names = names_of_servers(directory.to_str().unwrap());
+    let is_its = |line: &str| line.starts_with("code-interpreter: kernel") && names.iter().any(|name| line.contains(name));
+    let ours = titles.filter(|(_, line)| is_its(line));
     ours.filter_map(|(pid, _)| Pid::from_raw(pid)).collect()
 }
 

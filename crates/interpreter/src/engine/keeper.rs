@@ -90,7 +90,7 @@ impl Inner {
     fn start_holder(inner: &Arc<Self>, runtime: &tokio::runtime::Handle) -> std::io::Result<Started> {
         let config = HolderConfig {
             tree: &inner.tree,
-            probe_user: inner.users.any(),
+            users: inner.users.all(),
             shared_memory_bytes: inner.config.limits.memory_bytes.min(SHARED_MEMORY_BYTES),
             reaper: &inner.reaper,
             state_dir: inner.state_dir.path(),
@@ -154,7 +154,7 @@ impl Inner {
         let limits = &self.config.limits;
         let calls = (self.config.max_concurrency + self.config.spares * self.pools.len()) as u64;
         let memory_bytes = limits.memory_bytes.saturating_add(WARM_BYTES / 16).saturating_mul(calls).saturating_add(WARM_BYTES);
-        Cgroup::make(memory_bytes, limits.processes.saturating_add(1).saturating_mul(calls).saturating_add(64))
+        Cgroup::make(memory_bytes, limits.processes.saturating_add(2).saturating_mul(calls).saturating_add(64))
     }
 
     /// Whether the kernel has ended processes of the group since `kills` was seen.

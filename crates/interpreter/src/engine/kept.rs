@@ -24,7 +24,6 @@ pub(super) fn config(preload: Preload) -> EngineConfig {
         disabled_layers: Vec::new(),
         authorized_imports: vec!["math".to_owned()],
         readable: Vec::new(),
-        visible: Vec::new(),
         allow_root: true,
     }
 }

@@ -43,7 +43,7 @@ pub struct EngineStatus {
     /// Who inherits orphans of kernels, where the supervisor does not.
     #[serde(skip)]
     pub heir: Option<i32>,
-    /// Where code finds the directory of its call, or of all calls; `None` until the holder serves.
+    /// Where code finds the place for temporary files of its call, or of all calls; `None` until the holder serves.
     #[serde(skip)]
     pub directory: Option<PathBuf>,
 }

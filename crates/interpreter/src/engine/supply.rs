@@ -123,15 +123,16 @@ impl Inner {
             return Err("the server's directory in the temporary folder (TMPDIR) was removed; it is made anew".to_owned());
         }
         mend_state_directory(self.state_dir.path()).map_err(of_directory)?;
-        let home = self.make_home(user).map_err(of_directory)?;
+        let home = self.make_home(user, contained).map_err(of_directory)?;
         let uid = home.user();
         let (ours, theirs) = sandbox::kernel_descriptors(SHARED_SIZE).map_err(|error| because("making descriptors", &error))?;
         let theirs = match &self.isolation.landlock {
-            Ok(landlock) => {
+            // In a root of their own all kernels have the same.
+            Ok(landlock) if !contained => {
                 let ruleset = landlock.ruleset(home.path(), uid.is_some());
                 theirs.with_ruleset(ruleset.map_err(|error| because("making a Landlock rule set", &error))?)
             }
-            Err(_) => theirs,
+            _ => theirs,
         };
         let (directory, site) = (home.path(), self.tree.site());
         let processes = self.process_limit(uid.is_some()).await;
@@ -145,7 +146,8 @@ impl Inner {
             birth.announce(spawned.pid);
         }
         let death = spawned.handle.death().map_err(|error| error.to_string())?;
-        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id), contained);
+        let namespace = contained.then_some(spawned.first);
+        let process = KernelProcess::new(spawned.pid, spawned.handle, uid.unwrap_or_else(sandbox::user_id), namespace);
         // As `let_the_supervisor_look` has it in `cage.py`: root may look anyway.
         let sees_descriptors = uid.is_some() || contained || probes.hold(Layer::Landlock);
         let own_network = contained && !self.config.allowed.network;
@@ -156,11 +158,11 @@ impl Inner {
     }
 
     /// A directory that nobody has. Code of the server's own user can take names ahead.
-    fn make_home(&self, user: Option<KernelUser>) -> io::Result<Home> {
+    fn make_home(&self, user: Option<KernelUser>, own_root: bool) -> io::Result<Home> {
         loop {
             let name = format!("k{}", self.next_id.fetch_add(1, Ordering::Relaxed));
             if self.state_dir.path().join(&name).symlink_metadata().is_err() {
-                return Home::make(&self.state_dir, &name, user);
+                return Home::make(&self.state_dir, &name, user, own_root);
             }
         }
     }

@@ -30,7 +30,7 @@ impl Kernel {
     /// Takes the files that the code has left. After [`Kernel::kill`].
     pub(crate) async fn take_files(&self, limits: &Limits) -> Files {
         let Some(home) = self.home() else { return Files::default() };
-        let (directory, user) = (home.path().to_owned(), home.user());
+        let (directory, user) = (home.work(), home.user());
         if !sandbox::may_have_files(&directory) {
             return Files::default();
         }

@@ -1,5 +1,8 @@
 //! What a kernel has to itself: a directory and, where the server is root, a user.
 //!
+//! A kernel that has a root of its own finds two directories of it there, one for its work and one for what is temporary;
+//! where it has none, it works in the directory itself.
+//!
 //! Rule: both come back only when nothing of the kernel is alive, and a directory leaves nothing behind, also when the
 //! code took away its own rights to it. What can't be removed stays where it is, is used by nobody again, and is counted.
 
@@ -15,6 +18,10 @@ use crate::users::{KernelUser, clear_shared_memory};
 /// More files than this in its directory and a call is ended: each look at them must stay short.
 pub(crate) const MAX_FILES: usize = 20_000;
 
+/// As `namespaces.py` finds them.
+const WORK: &str = "data";
+const TEMPORARY: &str = "tmp";
+
 /// Who may do what in the directory that all homes are in: pass, and see nothing.
 const STATE_MODE: u32 = 0o711;
 
@@ -24,13 +31,14 @@ pub(crate) struct Home {
     name: String,
     directory: PathBuf,
     user: Option<KernelUser>,
+    own_root: bool,
     /// Goes after the last home in it.
     state: Arc<StateDir>,
 }
 
 impl Home {
     /// Makes the directory, readable for its user alone.
-    pub(crate) fn make(state: &Arc<StateDir>, name: &str, user: Option<KernelUser>) -> io::Result<Self> {
+    pub(crate) fn make(state: &Arc<StateDir>, name: &str, user: Option<KernelUser>, own_root: bool) -> io::Result<Self> {
         let directory = state.path().join(name);
         // Known before it is there: a purge leaves it alone.
         state.homes().insert(name.to_owned());
@@ -38,9 +46,15 @@ impl Home {
             state.homes().remove(name);
             return Err(error);
         }
-        let home = Self { name: name.to_owned(), directory, user, state: state.clone() };
+        let home = Self { name: name.to_owned(), directory, user, own_root, state: state.clone() };
+        let within: &[&str] = if own_root { &[WORK, TEMPORARY] } else { &[] };
+        for name in within {
+            std::fs::DirBuilder::new().mode(0o700).create(home.directory.join(name))?;
+        }
         if let Some(id) = home.user() {
-            chown(home.path(), Some(id), Some(id))?;
+            for name in within.iter().chain(&[""]) {
+                chown(home.directory.join(name), Some(id), Some(id))?;
+            }
         }
         Ok(home)
     }
@@ -58,6 +72,11 @@ impl Home {
 
     pub(crate) fn path(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where the code works, and leaves its files.
+    pub(crate) fn work(&self) -> PathBuf {
+        if self.own_root { self.directory.join(WORK) } else { self.directory.clone() }
     }
 
     /// The user's id; `None` when the kernel runs as the server's own user.
@@ -102,7 +121,7 @@ mod tests {
     #[test]
     fn a_kernel_that_never_started_leaves_no_directory() {
         let state = Arc::new(StateDir::make().expect("a directory"));
-        let home = Home::make(&state, "k1", None).expect("a home");
+        let home = Home::make(&state, "k1", None, true).expect("a home");
         let path = home.path().to_owned();
         std::fs::create_dir_all(path.join("a/b")).expect("made");
         std::fs::set_permissions(path.join("a"), std::fs::Permissions::from_mode(0o000)).expect("closed");
@@ -114,12 +133,12 @@ mod tests {
     #[test]
     fn what_could_not_be_ended_is_used_by_nobody_again() {
         let state = Arc::new(StateDir::make().expect("a directory"));
-        let home = Home::make(&state, "k1", None).expect("a home");
+        let home = Home::make(&state, "k1", None, true).expect("a home");
         let path = home.path().to_owned();
         home.quarantine();
         assert!(path.exists());
         assert_eq!(state.quarantined.load(Ordering::Relaxed), 1);
-        let again = Home::make(&state, "k1", None).expect_err("it is there");
+        let again = Home::make(&state, "k1", None, true).expect_err("it is there");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 
@@ -134,6 +153,6 @@ mod tests {
         }
         mend_state_directory(state.path()).expect("mended");
         std::fs::read_dir(&matplotlib).expect("it can be read");
-        Home::make(&state, "k1", None).expect("a home");
+        Home::make(&state, "k1", None, true).expect("a home");
     }
 }

@@ -61,7 +61,7 @@ pub(crate) enum Message {
         probes: BTreeMap<Layer, Probe>,
         no_shared_memory: Probe,
         heir: Option<i32>,
-        /// Where code finds the directory of its call, or of all calls.
+        /// Where code finds the place for temporary files of its call, or of all calls.
         directory: PathBuf,
         number: Option<Number>,
     },
@@ -71,7 +71,8 @@ pub(crate) enum Message {
     Importing { name: String },
     /// A zygote can't import what it has to, and ends.
     Broken { reason: String },
-    /// What was asked for under this id runs.
+    /// What was asked for under this id runs. The first process of its PID namespace, where that is another, comes as a second
+    /// handle.
     Spawned { id: u64, number: Option<Number> },
     /// It could not be started.
     Failed { id: u64, reason: String },

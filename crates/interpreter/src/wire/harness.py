@@ -28,7 +28,7 @@ import harness_cell as cell
 import harness_channel as channel
 import harness_figures as figures
 import harness_kernel as kernel
-import harness_namespaces as namespaces
+import harness_root as root
 import harness_streams as streams
 import harness_zygote as zygote
 
@@ -62,7 +62,7 @@ def sends():
     for node in ast.walk(ast.parse(sources["harness_zygote"])):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SENDERS:
             for argument in node.args:
-                if isinstance(argument, ast.Constant):
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                     named = [keyword.arg for keyword in node.keywords]
                     kinds.setdefault(argument.value, set()).update(named + SENDERS[node.func.id])
     return sorted_sets(kinds)
@@ -140,9 +140,9 @@ def job():
     return channel.Channel(read).receive()
 
 
-def own_mounts():
-    namespaces._own_pid_namespace = 0
-    return namespaces.own_mounts()
+def parents_of_mounts():
+    """Where what each kernel mounts for itself lies."""
+    return sorted({os.path.dirname(path) for path in (root.WORK, root.TEMPORARY, root.SHARED_MEMORY)})
 
 
 def sorted_sets(sets):
@@ -159,7 +159,7 @@ json.dump(
         "frames": frames(),
         "reports": reports(),
         "job": job(),
-        "own_mounts": own_mounts(),
+        "parents_of_mounts": parents_of_mounts(),
         "constants": {
             "SHARED_SIZE": streams.SHARED_SIZE,
             "SHARED_HEADER": streams._HEADER,

@@ -35,7 +35,7 @@ struct Harness {
     /// In hexadecimal, as all that was written.
     reports: Vec<String>,
     job: Value,
-    own_mounts: Words,
+    parents_of_mounts: Words,
     constants: BTreeMap<String, u64>,
     max_image_bytes: usize,
     max_text: usize,
@@ -75,20 +75,24 @@ fn start(filters: &Filters) -> Start<'_> {
         supervisor: 100,
         control_fd: 4,
         ruleset_fd: Some(5),
+        root_ruleset_fd: Some(6),
         site: Path::new("/tree/site"),
         matplotlib: Path::new("/state/matplotlib"),
         state_directory: Path::new("/state"),
-        visible: &[],
+        places: &[],
+        users: &[2],
         shared_memory_bytes: 1,
         probe_user: Some(2),
         find_heir: true,
         namespaces: true,
+        first_process: "06".to_owned(),
         seccomp: filters,
         proc_file_rights: 3,
-        own_mount_rights: OwnMountRights { proc: 4, shared_memory: 5 },
+        root_rights: [("/", 4), ("/dev", 5), ("/mnt", 6), ("/var", 7)].into(),
         landlock_scopes_signals: true,
         allow_network: false,
         allow_subprocess: false,
+        held: None,
     };
     Start { bootstrap: "the loader's text", sources: [("harness_zygote", "a module's text")].into(), config }
 }
@@ -194,9 +198,9 @@ fn the_harness_reads_each_field_that_it_is_sent_and_no_other() {
     assert_eq!(read(&["job"]), keys(&job));
     assert_eq!(read(&["packages"]), keys(&job["packages"]));
     assert_eq!(keys(&harness.job), keys(&job), "as the channel receives it");
-    assert!(harness.own_mounts.is_subset(&keys(&start["config"]["own_mount_rights"])));
+    assert_eq!(&harness.parents_of_mounts | &words(&["/"]), keys(&start["config"]["root_rights"]));
     // The rest of what is read by a word is the harness's own.
-    let known = ["start", "config", "seccomp", "request", "spawn", "stage", "last", "job", "packages", "error", "held"];
+    let known = ["start", "config", "seccomp", "request", "spawn", "stage", "last", "job", "packages", "error"];
     assert_eq!(harness.reads.keys().cloned().collect::<Words>(), words(&known));
     let forks = [zygote, kernel].map(|fork| fork["fork"].as_str().expect("a word").to_owned());
     assert_eq!(harness.words["request['fork']"], Words::from(forks));

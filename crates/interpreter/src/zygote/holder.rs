@@ -1,5 +1,6 @@
 //! How the holder is started, and with what.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -10,17 +11,18 @@ use sandbox::{ChildDescriptor, ControlSocket, Landlock, Pidfd, Reaper};
 
 use super::Zygote;
 use super::stages::Process;
-use crate::isolation::Isolation;
+use crate::isolation::{Isolation, hexadecimal};
 use crate::tree::{MATPLOTLIB, PythonTree};
-use crate::wire::{Config, OwnMountRights, Start};
+use crate::wire::{Config, Start};
 
 /// Short, for it is what `ps` shows until the process gives itself a title.
 pub(crate) const COMMAND: &str = "import json, os; start = json.load(os.fdopen(3)); exec(start['bootstrap'])";
 pub(crate) const BOOTSTRAP: &str = include_str!("../../harness/bootstrap.py");
-pub(crate) const MODULES: [(&str, &str); 16] = [
+pub(crate) const MODULES: [(&str, &str); 17] = [
     ("harness_zygote", include_str!("../../harness/zygote.py")),
     ("harness_cage", include_str!("../../harness/cage.py")),
     ("harness_namespaces", include_str!("../../harness/namespaces.py")),
+    ("harness_root", include_str!("../../harness/root.py")),
     ("harness_kernel", include_str!("../../harness/kernel.py")),
     ("harness_cell", include_str!("../../harness/cell.py")),
     ("harness_policy_rules", include_str!("../../harness/policy_rules.py")),
@@ -36,10 +38,11 @@ pub(crate) const MODULES: [(&str, &str); 16] = [
     ("harness_linux", include_str!("../../harness/linux.py")),
 ];
 
-/// Where the harness finds its sources. Its control socket and a rule set follow.
+/// Where the harness finds its sources. Its control socket and rule sets follow.
 const SOURCES_FD: i32 = 3;
 const CONTROL_FD: i32 = 4;
 const RULESET_FD: i32 = 5;
+const ROOT_RULESET_FD: i32 = 6;
 
 /// A holder that was started, and its process.
 pub(crate) struct Holder {
@@ -51,8 +54,8 @@ pub(crate) struct Holder {
 /// What a holder is started with.
 pub(crate) struct HolderConfig<'a> {
     pub(crate) tree: &'a PythonTree,
-    /// Tried in a throw-away child: whether kernels can run as this user.
-    pub(crate) probe_user: Option<u32>,
+    /// Whom kernels run as, where it is not the server's own user.
+    pub(crate) users: &'a [u32],
     pub(crate) isolation: &'a Isolation,
     /// What a kernel may keep in a `/dev/shm` of its own.
     pub(crate) shared_memory_bytes: u64,
@@ -70,6 +73,7 @@ impl Holder {
         let isolation = config.isolation;
         let landlock = isolation.landlock.as_ref().ok();
         let ruleset = landlock.map(|landlock| landlock.ruleset(config.state_dir, false)).transpose()?;
+        let root_ruleset = landlock.map(Landlock::root_ruleset).transpose()?;
         let of_landlock = |rights: fn(&Landlock) -> u64| landlock.map_or(0, rights);
         let start = Start {
             bootstrap: BOOTSTRAP,
@@ -78,23 +82,25 @@ impl Holder {
                 supervisor: sandbox::process_id(),
                 control_fd: CONTROL_FD,
                 ruleset_fd: ruleset.is_some().then_some(RULESET_FD),
+                root_ruleset_fd: root_ruleset.is_some().then_some(ROOT_RULESET_FD),
                 site: &config.tree.site(),
                 matplotlib: &config.state_dir.join(MATPLOTLIB),
                 state_directory: config.state_dir,
-                visible: &isolation.visible,
+                places: &isolation.places,
+                users: config.users,
                 shared_memory_bytes: config.shared_memory_bytes,
-                probe_user: config.probe_user,
+                // Tried in a throw-away child: whether kernels can run as this user.
+                probe_user: config.users.first().copied(),
                 find_heir: !config.inherits_orphans,
                 namespaces: isolation.is_on(Layer::Namespaces),
+                first_process: hexadecimal(sandbox::first_process_program()),
                 seccomp: &isolation.seccomp,
                 proc_file_rights: of_landlock(Landlock::proc_file_rights),
-                own_mount_rights: OwnMountRights {
-                    proc: of_landlock(Landlock::proc_rights),
-                    shared_memory: of_landlock(Landlock::shared_memory_rights),
-                },
+                root_rights: landlock.map_or_else(BTreeMap::new, |landlock| landlock.root_rights().into()),
                 landlock_scopes_signals: landlock.is_some_and(Landlock::scopes_signals),
                 allow_network: isolation.allowed.network,
                 allow_subprocess: isolation.allowed.subprocess,
+                held: None,
             },
         };
         let (ours, theirs) = ControlSocket::pair()?;
@@ -103,6 +109,7 @@ impl Holder {
             ChildDescriptor { fd: theirs, number: CONTROL_FD },
         ];
         descriptors.extend(ruleset.map(|fd| ChildDescriptor { fd, number: RULESET_FD }));
+        descriptors.extend(root_ruleset.map(|fd| ChildDescriptor { fd, number: ROOT_RULESET_FD }));
         let _context = runtime.enter();
         let zygote = Zygote::new(ours, config.reaper.clone())?;
         let mut command = Command::new(config.tree.python());

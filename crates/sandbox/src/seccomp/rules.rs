@@ -71,12 +71,14 @@ pub(super) const AF_UNIX: u64 = 1;
 pub(super) const AF_INET: u64 = 2;
 pub(super) const AF_INET6: u64 = 10;
 pub(super) const AF_NETLINK: u64 = 16;
+const TCP: u64 = 6;
+const UDP: u64 = 17;
 
 const fn always(calls: &'static [&'static str], reason: &'static str) -> Rule {
     Rule { calls, only_on: None, when: When::Always, errno: EPERM, reason }
 }
 
-/// Every rule but the one for sockets, which depends on a setting.
+/// Every rule but those for sockets, which depend on settings and on what surrounds the kernel.
 pub(super) const RULES: &[Rule] = &[
     always(
         &["ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd"],
@@ -271,10 +273,10 @@ pub(super) const OWN_SIGNALS: &[Rule] = &[
     },
 ];
 
-/// The rules where no mount namespace hides the sockets of the machine's services and of other calls. A filter can't read an
+/// The rules where no root of its own hides the sockets of the machine's services and of other calls. A filter can't read an
 /// address, so there are no connections at all. What is sent to an address by `sendmsg` is out of its sight, too: so there
 /// are no sockets that take one, which are those for datagrams.
-pub(super) const WITHOUT_MOUNTS: &[Rule] = &[
+const WITHOUT_OWN_ROOT: &[Rule] = &[
     Rule {
         calls: &["connect"],
         only_on: None,
@@ -293,16 +295,32 @@ const fn unix_sockets_of(kind: &'static [(u8, u64, u64)]) -> Rule {
     Rule { calls: &["socket", "socketpair"], only_on: None, when: When::Are(kind), errno: EACCES, reason }
 }
 
-/// The rules for these settings.
+/// The rules for these settings, without those for sockets.
 pub(super) fn rules(allowed: Allowed) -> Vec<Rule> {
-    let (domains, reason): (&'static [u64], _) = if allowed.network {
-        (&[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK], "socket families beyond the internet's")
-    } else {
-        (&[AF_UNIX], "ALLOW_NETWORK is off")
-    };
-    let socket = Rule { calls: &["socket"], only_on: None, when: When::IsNone(0, domains), errno: EACCES, reason };
     let needed = |rule: &&Rule| !(allowed.subprocess && matches!(rule.when, When::WithoutSubprocess));
-    RULES.iter().filter(needed).copied().chain([socket]).collect()
+    RULES.iter().filter(needed).copied().collect()
+}
+
+/// Those for sockets. `own_root`: and so a network of its own, with nothing in it, unless there is the machine's.
+pub(super) fn sockets(allowed: Allowed, own_root: bool) -> Vec<Rule> {
+    let socket = |index, values, reason| Rule {
+        calls: &["socket"],
+        only_on: None,
+        when: When::IsNone(index, values),
+        errno: EACCES,
+        reason,
+    };
+    if allowed.network {
+        return vec![socket(0, &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK], "socket families beyond the internet's")];
+    }
+    if own_root {
+        return vec![
+            socket(0, &[AF_UNIX, AF_INET, AF_INET6], "ALLOW_NETWORK is off, and one's own network has no other families"),
+            socket(2, &[0, TCP, UDP], "further protocols of the internet, which the kernel would load modules for"),
+        ];
+    }
+    let closed = if allowed.unix_sockets { &[][..] } else { WITHOUT_OWN_ROOT };
+    closed.iter().copied().chain([socket(0, &[AF_UNIX], "ALLOW_NETWORK is off")]).collect()
 }
 
 /// What an installer is refused on top of what kernels are. It needs the network and, when it is uv, the tree's Python.

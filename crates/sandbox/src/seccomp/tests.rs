@@ -80,7 +80,7 @@ fn arguments(rule: &Rule) -> (Vec<[u64; 6]>, Option<[u64; 6]>) {
             (bits.iter().map(|bit| with(0, *bit)).collect(), Some(with(0, libc::SIGCHLD.cast_unsigned().into())))
         }
         When::IsNone(index, values) => {
-            ([38, 40, 17].map(|value| with(index, value)).to_vec(), values.last().map(|value| with(index, *value)))
+            ([38, 40, 41].map(|value| with(index, value)).to_vec(), values.last().map(|value| with(index, *value)))
         }
         When::IsOne(index, values) => (values.iter().map(|value| with(index, *value)).collect(), Some(with(index, 1))),
         When::Are(values) => {
@@ -109,8 +109,12 @@ fn every_rule_denies_and_allows_on_both_architectures() {
             check(&programs(allowed, arch).expect("programs"), &rules(allowed), arch);
         }
         check(&[own_signals_program(arch).expect("a program")], OWN_SIGNALS, arch);
-        let without_mounts = without_mounts_program(Allowed::default(), arch).expect("a program").expect("it is needed");
-        check(&[without_mounts], WITHOUT_MOUNTS, arch);
+        for (allowed, own_root) in ALL_SETTINGS.into_iter().flat_map(|allowed| [(allowed, true), (allowed, false)]) {
+            // Each alone: what one lets through another may refuse.
+            for rule in sockets(allowed, own_root) {
+                check(&[compile([&rule].into_iter(), EACCES, arch).expect("a program")], &[rule], arch);
+            }
+        }
         check(&installer_programs(arch).expect("programs"), &installer_rules(), arch);
         check(&[no_programs_program(arch).expect("a program")], NO_PROGRAMS, arch);
     }
@@ -171,23 +175,38 @@ fn what_data_analysis_needs_is_allowed() {
 }
 
 #[test]
-fn what_multiprocessing_and_asyncio_need_is_allowed_without_mounts() {
+fn what_multiprocessing_and_asyncio_need_is_allowed_without_a_root_of_its_own() {
     const STREAM_WITHOUT_INHERITANCE: u64 = 0x8_0001;
     for arch in BOTH {
-        let program = [without_mounts_program(Allowed::default(), arch).expect("a program").expect("it is needed")];
+        let program = [sockets_program(Allowed::default(), arch, false).expect("a program")];
         let pair = [AF_UNIX, STREAM_WITHOUT_INHERITANCE, 0, 0, 0, 0];
         assert_eq!(answer(&program, arch, number("socketpair", arch), pair), ALLOW);
         assert_ne!(answer(&program, arch, number("socketpair", arch), [AF_UNIX, 0x8_0002, 0, 0, 0, 0]), ALLOW);
         for open in [Allowed { network: true, ..Allowed::default() }, Allowed { unix_sockets: true, ..Allowed::default() }] {
-            assert_eq!(without_mounts_program(open, arch), Ok(None));
+            let program = [sockets_program(open, arch, false).expect("a program")];
+            assert_eq!(answer(&program, arch, number("connect", arch), [3, 0, 0, 0, 0, 0]), ALLOW);
         }
+    }
+}
+
+#[test]
+fn a_network_of_its_own_has_the_plain_protocols_of_the_internet() {
+    for arch in BOTH {
+        let program = [sockets_program(Allowed::default(), arch, true).expect("a program")];
+        let ask = |arguments| answer(&program, arch, number("socket", arch), arguments) == ALLOW;
+        let [stream, datagram, sctp] = [1, 2, 132];
+        assert!(
+            ask([AF_INET, stream, 0, 0, 0, 0]) && ask([AF_INET6, datagram, 17, 0, 0, 0]) && ask([AF_UNIX, stream, 0, 0, 0, 0])
+        );
+        assert!(!ask([AF_NETLINK, datagram, 0, 0, 0, 0]) && !ask([AF_INET, stream, sctp, 0, 0, 0]));
     }
 }
 
 #[test]
 fn settings_open_what_they_name_and_no_more() {
     for arch in BOTH {
-        let open = programs(ALL_SETTINGS[1], arch).expect("programs");
+        let mut open = programs(ALL_SETTINGS[1], arch).expect("programs");
+        open.push(sockets_program(ALL_SETTINGS[1], arch, true).expect("a program"));
         let socket = number("socket", arch);
         for domain in [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK] {
             assert_eq!(answer(&open, arch, socket, [domain, 0, 0, 0, 0, 0]), ALLOW);
@@ -214,7 +233,7 @@ fn the_kernel_refuses_every_call_of_every_rule() {
     let thread = std::thread::spawn(move || {
         let mut programs = programs(Allowed::default(), arch).expect("programs");
         programs.push(own_signals_program(arch).expect("a program"));
-        programs.extend(without_mounts_program(Allowed::default(), arch).expect("a program"));
+        programs.push(sockets_program(Allowed::default(), arch, false).expect("a program"));
         // SAFETY: plain numbers.
         assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
         for program in &programs {
@@ -226,7 +245,7 @@ fn the_kernel_refuses_every_call_of_every_rule() {
             let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
             assert_eq!(installed, 0, "{}", std::io::Error::last_os_error());
         }
-        for rule in rules(Allowed::default()).iter().chain(OWN_SIGNALS).chain(WITHOUT_MOUNTS) {
+        for rule in rules(Allowed::default()).iter().chain(OWN_SIGNALS).chain(&sockets(Allowed::default(), false)) {
             for call in calls(rule, arch) {
                 for [first, second, third, fourth, fifth, sixth] in arguments(rule).0 {
                     let number = libc::c_long::from(number(call, arch));

@@ -121,16 +121,20 @@ fn effect(layer: Layer) -> Option<&'static str> {
         Layer::NoNewPrivileges => "set-user-id programs give the code no rights",
         Layer::NonDumpableKernels => "calls can't read one another's memory",
         Layer::Namespaces => {
-            "each call is the first process of its own PID namespace and ends with all in it; mounts, IPC and host name are apart"
+            "each call is alone in its own PID namespace and ends with all in it; mounts, IPC and host name are apart"
         }
-        Layer::NetworkNamespace => "the code has a network of its own with nothing in it",
+        Layer::PrivateRoot => {
+            "the code has a root of its own: the system's programs and libraries, the interpreter, the packages, and nothing else \
+             of the machine's files"
+        }
+        Layer::NetworkNamespace => "the code has a network of its own with nothing in it but itself",
         Layer::UserPerCall => "a server that is root runs each call as another, powerless user",
         Layer::NoCapabilities => "the code has none of root's rights",
         Layer::Landlock => "the code reads the interpreter and the system's libraries, and writes to its own directory",
         Layer::LandlockTcp => "the code can't connect or listen by TCP, whatever socket it has",
         Layer::LandlockSignals => "the code can't signal processes or reach abstract sockets outside of its own call",
         Layer::Cgroup => "all calls together can't take the machine's memory or processes",
-        Layer::NoNetwork => "no sockets beyond the machine's own, no DNS",
+        Layer::NoNetwork => "no sockets that lead to other machines, no DNS",
         Layer::NoSubprocess => "no programs can be started",
         Layer::NoConnections => "the sockets of the machine's services, and of other calls, can't be connected to",
         Layer::OwnSignals => "system calls that signal another process than the code's own are refused",
@@ -194,7 +198,11 @@ fn standing(layer: Layer, status: &EngineStatus) -> Standing {
         | Layer::Landlock
         | Layer::Cgroup
         | Layer::Seccomp => tried(layer, status),
+        Layer::PrivateRoot => of(Layer::Namespaces),
         Layer::NetworkNamespace => of(Layer::Namespaces).unless(allowed.network, "ALLOW_NETWORK"),
+        Layer::LandlockTcp if any_active(&[Layer::NetworkNamespace]) && any_active(&[Layer::Landlock]) => {
+            Standing::of(LayerState::NotApplicable, "the network of a call has nothing in it but the call".to_owned())
+        }
         Layer::LandlockTcp => {
             let landlock = of(Layer::Landlock);
             if landlock.is_active() { since(4, landlock, status).unless(allowed.network, "ALLOW_NETWORK") } else { landlock }

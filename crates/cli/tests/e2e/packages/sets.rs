@@ -23,9 +23,9 @@ async fn nothing_of_a_package_runs_that_was_not_imported_and_nothing_can_be_writ
     let result = shop.run(&["quiet"], code).await;
     assert_eq!(result["stdout"], "None None\nrefused\nrefused\n", "{result}");
     // After the first use its bytecode is compiled, behind the calls.
-    let set = result["result"].as_str().unwrap().trim_matches('\'').to_owned();
+    let set = shop.outside(result["result"].as_str().unwrap().trim_matches('\''));
     let started = Instant::now();
-    while !std::path::Path::new(&set).join("quiet/__pycache__").exists() {
+    while !set.join("quiet/__pycache__").exists() {
         assert!(started.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -99,7 +99,7 @@ async fn what_a_call_does_to_a_set_breaks_no_later_call_and_no_later_server() {
         }
         // As a cell could, were it not for mounts of its own.
         let module = shop.run(&["good-one"], "import good_one; print(good_one.__file__)").await;
-        let module = std::path::PathBuf::from(module["stdout"].as_str().unwrap().trim());
+        let module = shop.outside(module["stdout"].as_str().unwrap().trim());
         let set = module.ancestors().nth(2).unwrap();
         for path in [&module, set, set.parent().unwrap()] {
             std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();

@@ -171,9 +171,10 @@ def _enter(view, start, inherited):
     if refused:
         raise OSError(refused, "namespaces could be made in a trial and are refused now")
     descriptors = linux.open_descriptors()
+    # Before the child enters the root, which is this process's, too, from then on: there it is in no `/proc`.
+    linux.set_title("code-interpreter: stub around the holder")
     pid = os.fork()
     if pid:
-        linux.set_title("code-interpreter: stub around the holder")
         # Of the zygote's descriptors none may stay open here: their ends are how a death is noticed.
         linux.close_all(descriptors)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)

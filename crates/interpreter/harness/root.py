@@ -132,13 +132,26 @@ def _close(root):
         paths = [re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in file]
     for path in paths:
         if path.startswith(root + "/"):
-            mount(None, path, None, MOUNT_REMOUNT | MOUNT_BIND | MOUNT_READ_ONLY | _flags_of(path))
+            try:
+                mount(None, path, None, MOUNT_REMOUNT | MOUNT_BIND | MOUNT_READ_ONLY | _flags_of(path))
+            except PermissionError:
+                # In a folder that is closed to us, and so to all kernels: nothing leads there. All else must be closed.
+                if _is_reachable(path):
+                    raise
+
+
+def _is_reachable(path):
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return False
+    return True
 
 
 def _flags_of(path):
     """What a mount has, as it must be given again with all that may not be taken away."""
     flags = os.statvfs(path).f_flag
-    kept = ((os.ST_NOSUID, 0x2), (os.ST_NODEV, 0x4), (os.ST_NOEXEC, 0x8), (os.ST_NOATIME, 0x400), (os.ST_RELATIME, 0x200000))
+    kept = ((os.ST_NOSUID, 0x2), (os.ST_NODEV, 0x4), (os.ST_NOEXEC, 0x8), (os.ST_NOATIME, 0x400), (os.ST_NODIRATIME, 0x800), (os.ST_RELATIME, 0x200000))
     return sum(flag for bit, flag in kept if flags & bit)
 
 
@@ -161,8 +174,11 @@ def _copies():
 def _made_up(users, network):
     hosts = f"127.0.0.1 localhost {HOST_NAME}\n::1 localhost ip6-localhost\n"
     if network:
-        with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
-            hosts = file.read().rstrip("\n") + f"\n127.0.0.1 {HOST_NAME}\n"
+        try:
+            with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+                hosts = file.read().rstrip("\n") + f"\n127.0.0.1 {HOST_NAME}\n"
+        except OSError:  # not every machine has one
+            pass
     # All that kernels run as have one name; which of them asks does not matter.
     others = [line for line in (("root", 0), ("nobody", 65534)) if line[1] not in users]
     people = "".join(f"{USER}:x:{user}:{user}:{USER}:{WORK}:/bin/sh\n" for user in users)

@@ -250,7 +250,7 @@ impl Engine {
             disabled: inner.isolation.disabled.clone(),
             landlock_abi: inner.isolation.landlock.as_ref().ok().map(Landlock::abi),
             probes: facts.as_ref().map(|facts| inner.probes(facts.probes.clone())),
-            quarantined: inner.state_dir.quarantined.load(Ordering::Relaxed),
+            quarantined: inner.state_dir.quarantined(),
             heir: facts.as_ref().and_then(|facts| facts.heir),
             directory: facts.map(|facts| facts.directory),
         }

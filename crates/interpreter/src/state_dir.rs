@@ -12,15 +12,18 @@ use std::fs::{DirEntry, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::users::{clear_shared_memory, is_kernel_user};
+use crate::told::Told;
+use crate::users::{KernelUser, clear_shared_memory, is_kernel_user};
 
 const PREFIX: &str = "code-interpreter-";
+/// What could not be removed is tried again so many at a time.
+const REMOVED_AT_ONCE: usize = 8;
 const MARK: &str = ".server";
 
 /// How many directories of this process there are.
@@ -31,11 +34,32 @@ static ONE_WENT: Condvar = Condvar::new();
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    /// Calls after which something could not be ended or removed.
-    pub(crate) quarantined: AtomicUsize,
+    /// Calls after which something could not be ended.
+    pub(crate) given_up: AtomicUsize,
+    /// What could not be removed yet.
+    remains: Mutex<Vec<Remains>>,
+    told: Mutex<Told>,
     /// Names of the kernels' directories in it. What else is there, whatever it is called, is code's.
     homes: Mutex<HashSet<String>>,
     lock: Mutex<File>,
+}
+
+/// What a kernel had to itself, when all of it is dead.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    pub(crate) name: String,
+    pub(crate) directory: PathBuf,
+    /// Given back with this.
+    pub(crate) user: Option<KernelUser>,
+}
+
+impl Remains {
+    fn remove(&self) -> io::Result<()> {
+        match &self.user {
+            Some(user) => clear_shared_memory(user.id).and(sandbox::remove_as(&self.directory, user.id)),
+            None => sandbox::remove(&self.directory),
+        }
+    }
 }
 
 impl StateDir {
@@ -46,11 +70,52 @@ impl StateDir {
         let lock = Mutex::new(open_and_mark(made.path())?);
         let path = std::path::absolute(made.keep())?;
         *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Ok(Self { path, quarantined: AtomicUsize::new(0), homes: Mutex::default(), lock })
+        let (given_up, remains, told) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
+        Ok(Self { path, given_up, remains, told, homes: Mutex::default(), lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Removes what a kernel had to itself, and gives its user back; at the latest with a later one, where that is refused now.
+    pub(crate) fn remove(&self, remains: Remains) {
+        match remains.remove() {
+            Ok(()) => self.is_removed(&remains),
+            Err(error) => {
+                if self.told.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error.kind().to_string()) {
+                    let directory = remains.directory.display();
+                    tracing::error!(%directory, %error, "what a call left could not be removed; it is tried again, and its user not used until then");
+                }
+                self.remains().push(remains);
+            }
+        }
+    }
+
+    /// Tries again what could not be removed: until the first that still can't be, and no more than a few.
+    pub(crate) fn remove_what_remains(&self) {
+        for _ in 0..REMOVED_AT_ONCE {
+            // One that is tried is in nobody's way meanwhile.
+            let Some(remains) = self.remains().pop() else { return };
+            if remains.remove().is_err() {
+                self.remains().insert(0, remains);
+                return;
+            }
+            self.is_removed(&remains);
+        }
+    }
+
+    fn is_removed(&self, remains: &Remains) {
+        self.homes().remove(&remains.name);
+    }
+
+    /// Calls after which something could not be ended, or is not removed yet.
+    pub(crate) fn quarantined(&self) -> usize {
+        self.given_up.load(Ordering::Relaxed) + self.remains().len()
+    }
+
+    fn remains(&self) -> MutexGuard<'_, Vec<Remains>> {
+        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes it anew when somebody has removed it; true when that was so.

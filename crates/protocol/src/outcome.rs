@@ -94,7 +94,7 @@ pub struct Dropped {
 /// What a run used, by the system's own accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Seconds of processor time, of all its processes together.
+    /// Seconds of processor time, of all its processes together that it has waited for or that still run at its end.
     pub cpu_seconds: f64,
     /// The most memory that it had at once, above the warm interpreter's, in MB. Of its first process.
     pub peak_memory_mb: f64,

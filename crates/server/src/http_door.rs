@@ -35,6 +35,7 @@ use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, Stream
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::accept::Takes;
@@ -292,7 +293,7 @@ async fn health(State(service): State<Arc<Service>>) -> impl IntoResponse {
     let word = match () {
         () if service.is_draining() => "draining",
         () if is_any("dead") || is_any("starting") => "starting",
-        () if is_any("failed") => "degraded",
+        () if is_any("failed") || status.quarantined > 0 => "degraded",
         () => "ok",
     };
     let body = json!({
@@ -328,10 +329,12 @@ pub async fn serve(listener: TcpListener, service: &Arc<Service>, options: &Http
             "the server stops; what runs may end within {:?} (DRAIN_SECONDS)",
             options.drain
         );
-        let drained = tokio::time::timeout(options.drain, service.drain()).await;
-        if drained.is_err() {
+        let until = Instant::now() + options.drain;
+        if tokio::time::timeout_at(until, service.drain()).await.is_err() {
             tracing::warn!(calls = service.in_flight(), "calls still run, and are ended");
+            return None;
         }
+        Some(until)
     };
     listener::serve(listener, router, options.max_connections, options.idle_timeout, drained).await;
 }

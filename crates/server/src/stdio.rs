@@ -37,6 +37,8 @@ use crate::service::{Call, Door, Service};
 const GRACE: Duration = Duration::from_millis(500);
 /// What is piped in ends with its last line, not later than this.
 const AT_ONCE: Duration = Duration::from_millis(100);
+/// How long rmcp may keep what came of a call that was taken back.
+const LET_GO: Duration = Duration::from_millis(100);
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Serves MCP on standard input and output until the client has gone. `max_line_bytes`: the longest line.
@@ -59,6 +61,8 @@ pub async fn serve_stdio(service: Arc<Service>, max_line_bytes: usize) -> Result
 struct Client {
     /// What it asks and is not answered yet.
     open: Mutex<HashSet<RequestId>>,
+    /// What it has taken back, and is still being worked for.
+    taken_back: Mutex<HashSet<RequestId>>,
     /// Answers that are being written.
     writing: AtomicUsize,
     closed: Notify,
@@ -72,6 +76,10 @@ struct Client {
 impl Client {
     fn open(&self) -> MutexGuard<'_, HashSet<RequestId>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken_back(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close(&self, id: &RequestId) {
@@ -106,13 +114,24 @@ impl Drop for Writing {
     }
 }
 
-/// Among a request's extensions: one that breaks down is not waited for.
+/// Among a request's extensions, and so for as long as it is worked for: one that breaks down is not waited for.
 struct Open(Arc<Client>, RequestId);
 
 impl Drop for Open {
     fn drop(&mut self) {
+        let Self(client, id) = self;
         if std::thread::panicking() {
-            self.0.close(&self.1);
+            client.close(id);
+        }
+        if client.taken_back().contains(id) {
+            let (client, id) = (client.clone(), id.clone());
+            // The work has ended, and its answer is still in rmcp's hands, which knows it by the id.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    tokio::time::sleep(LET_GO).await;
+                    client.taken_back().remove(&id);
+                });
+            }
         }
     }
 }
@@ -202,7 +221,8 @@ impl Reader {
         let mut message = serde_json::from_slice(&lifted.text).map_err(|_| Refusal::no_message())?;
         match &mut message {
             ClientJsonRpcMessage::Request(request) => {
-                if !self.client.open().insert(request.id.clone()) {
+                let is_taken = self.client.taken_back().contains(&request.id);
+                if is_taken || !self.client.open().insert(request.id.clone()) {
                     let problem = "is that of another request that is not answered yet";
                     return Err(Refusal::of_field(&ArgumentError::new("id", problem)));
                 }
@@ -215,7 +235,10 @@ impl Reader {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
-                    // It gets no answer.
+                    // It gets no answer, and its id is nobody else's until its work has ended.
+                    if self.client.open().contains(id) {
+                        self.client.taken_back().insert(id.clone());
+                    }
                     self.client.close(id);
                 }
             }

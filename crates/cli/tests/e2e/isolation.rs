@@ -45,7 +45,6 @@ const OPEN_WITHOUT_LANDLOCK: &[&str] = &[
     "other-calls-files",
     "root-by-proc",
     "walk-out",
-    "watch-the-machine",
     "write-tmp",
 ];
 /// Open where the kernel refuses every layer: there the walls are the function's own.

@@ -335,6 +335,27 @@ fn an_id_is_free_when_its_answer_is_there() {
     client.end();
 }
 
+/// The new call got what came of the old one, and its own answer was lost.
+#[test]
+fn an_id_that_was_taken_back_is_nobody_elses_until_its_work_has_ended() {
+    let mut client = Client::introduced(&[]);
+    for round in 0..10 {
+        client.run_endlessly(1);
+        client.say(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#);
+        // Refused until it is free, and then answered with what is its own.
+        let answer = loop {
+            let answer = client.ask(call(1, "print('new')"));
+            if answer.get("error").is_none() {
+                break answer;
+            }
+            assert!(answer["error"]["message"].as_str().unwrap().starts_with("id: "), "{round}: {answer}");
+        };
+        assert_eq!(told(&answer)["stdout"], "new\n", "{round}: {answer}");
+    }
+    client.input = None;
+    client.end();
+}
+
 /// It was cut to what is read of an event, which there are none of here.
 #[test]
 fn an_answer_is_whole_after_progress() {

@@ -89,20 +89,26 @@ impl Inner {
                 () = stages.leaves(stage) => {}
                 _ = stages.holder().ended() => {}
             }
+            // It was in already: however many wait, it waits with them.
+            queued = Some(inner.count_in());
         }
     }
 
     /// A place among the calls that wait, unless all are taken.
     fn queue<'a>(&'a self, place: &mut Option<Queued<'a>>) -> Result<(), Refused> {
         if place.is_none() {
-            let before = self.queued.fetch_add(1, Ordering::Relaxed);
-            let queued = Queued(&self.queued);
-            if before >= self.config.max_queue {
+            let queued = self.count_in();
+            if self.queued.load(Ordering::Relaxed) > self.config.max_queue {
                 return Err(Refused::Full);
             }
             *place = Some(queued);
         }
         Ok(())
+    }
+
+    fn count_in(&self) -> Queued<'_> {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        Queued(&self.queued)
     }
 
     /// What becomes of a call that gets no kernel.

@@ -104,6 +104,7 @@ impl Inner {
             holder.end();
             return Err(format!("the layer {lost} held at start and is refused since the zygotes were started again"));
         }
+        self.state_dir.remove_what_remains();
         let user = if sandbox::is_root() && probes.hold(Layer::UserPerCall) {
             Some(self.users.take().ok_or("all users of kernels are in use, or quarantined (/health counts those)")?)
         } else if sandbox::is_root() && !self.config.allow_root {

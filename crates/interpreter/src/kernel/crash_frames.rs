@@ -14,6 +14,8 @@ pub(super) struct CrashFrames {
     held: Vec<u8>,
     /// The last line has been passed on in part.
     within_a_line: bool,
+    /// The last line was taken out.
+    behind_a_frame: bool,
 }
 
 impl CrashFrames {
@@ -27,26 +29,37 @@ impl CrashFrames {
             let may_be_frame = !self.within_a_line && (line.starts_with(FRAME) || FRAME.starts_with(line));
             if may_be_frame && !is_whole && line.len() < MAX_LINE {
                 self.held = line.to_vec();
-            } else if !(may_be_frame && is_whole && is_of_harness(line)) {
+            } else if may_be_frame && is_whole && is_of_harness(line, self.behind_a_frame) {
+                self.behind_a_frame = true;
+            } else {
                 rest.extend_from_slice(line);
-                self.within_a_line = !is_whole;
+                (self.within_a_line, self.behind_a_frame) = (!is_whole, false);
             }
         }
         rest
     }
 
-    /// What is still held back: it became nothing.
+    /// What is still held back, when something else comes: it became nothing.
     pub(super) fn held(&mut self) -> Vec<u8> {
+        self.within_a_line |= !self.held.is_empty();
         std::mem::take(&mut self.held)
+    }
+
+    /// Something was passed on by another way.
+    pub(super) fn passed(&mut self, text: &[u8]) {
+        if let Some(last) = text.last() {
+            (self.within_a_line, self.behind_a_frame) = (*last != b'\n', false);
+        }
     }
 }
 
-fn is_of_harness(line: &[u8]) -> bool {
+/// `behind_one`: the frame that called this one was taken out.
+fn is_of_harness(line: &[u8], behind_one: bool) -> bool {
     let Ok(line) = std::str::from_utf8(line) else { return false };
     // The interpreter's own start. A traceback has a comma there.
     let is_start =
         line.starts_with("  File \"<string>\", line ") && line.trim_end().ends_with(" in <module>") && !line.contains(", in ");
-    line.starts_with("  File \"<harness ") || is_start
+    line.starts_with("  File \"<harness ") || behind_one && is_start
 }
 
 #[cfg(test)]
@@ -83,6 +96,18 @@ mod tests {
                 assert_eq!(passed(text, size), text, "{size}");
             }
         }
+    }
+
+    /// A piece that was held back came behind what was printed after it.
+    #[test]
+    fn what_comes_by_another_way_finds_nothing_held_back() {
+        let mut frames = CrashFrames::default();
+        assert_eq!(frames.without(b"  "), b"");
+        assert_eq!(frames.held(), b"  ");
+        frames.passed(b"hello");
+        assert_eq!(frames.without(b"  File \"<harness x\n"), b"  File \"<harness x\n", "it is the rest of a line");
+        frames.passed(b"whole\n");
+        assert_eq!(frames.without(b"  File \"<harness x\n"), b"");
     }
 
     #[test]

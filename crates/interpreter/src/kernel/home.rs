@@ -4,7 +4,8 @@
 //! where it has none, it works in the directory itself.
 //!
 //! Rule: both come back only when nothing of the kernel is alive, and a directory leaves nothing behind, also when the
-//! code took away its own rights to it. What can't be removed stays where it is, is used by nobody again, and is counted.
+//! code took away its own rights to it. What can't be removed is used by nobody until it could be; where something of the
+//! kernel may be alive, by nobody again. Both are counted.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -12,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::state_dir::StateDir;
-use crate::users::{KernelUser, clear_shared_memory};
+use crate::state_dir::{Remains, StateDir};
+use crate::users::KernelUser;
 
 /// More files than this in its directory and a call is ended: each look at them must stay short.
 pub(crate) const MAX_FILES: usize = 20_000;
@@ -46,28 +47,26 @@ impl Home {
             state.homes().remove(name);
             return Err(error);
         }
-        let home = Self { name: name.to_owned(), directory, user, own_root, state: state.clone() };
+        // Nobody's until all of it is the user's: what fails before is removed with rights of our own.
+        let mut home = Self { name: name.to_owned(), directory, user: None, own_root, state: state.clone() };
         let within: &[&str] = if own_root { &[WORK, TEMPORARY] } else { &[] };
         for name in within {
             std::fs::DirBuilder::new().mode(0o700).create(home.directory.join(name))?;
         }
-        if let Some(id) = home.user() {
+        if let Some(user) = &user {
             for name in within.iter().chain(&[""]) {
-                chown(home.directory.join(name), Some(id), Some(id))?;
+                chown(home.directory.join(name), Some(user.id), Some(user.id))?;
             }
         }
+        home.user = user;
         Ok(home)
     }
 
     /// Something of the kernel may be alive: its directory stays, and nobody gets its user any more.
     pub(crate) fn quarantine(self) {
         let mut home = std::mem::ManuallyDrop::new(self);
-        home.keep_from_others();
-    }
-
-    fn keep_from_others(&mut self) {
-        self.state.quarantined.fetch_add(1, Ordering::Relaxed);
-        std::mem::forget(self.user.take());
+        home.state.given_up.fetch_add(1, Ordering::Relaxed);
+        std::mem::forget(home.user.take());
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -87,15 +86,8 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let removed = match self.user() {
-            Some(user) => clear_shared_memory(user).and(sandbox::remove_as(&self.directory, user)),
-            None => sandbox::remove(&self.directory),
-        };
-        if let Err(error) = removed {
-            tracing::error!(directory = %self.directory.display(), %error, "what a call left could not be removed; it stays, and its user is not used again");
-            self.keep_from_others();
-        }
-        self.state.homes().remove(&self.name);
+        let (name, directory) = (std::mem::take(&mut self.name), std::mem::take(&mut self.directory));
+        self.state.remove(Remains { name, directory, user: self.user.take() });
     }
 }
 
@@ -137,9 +129,31 @@ mod tests {
         let path = home.path().to_owned();
         home.quarantine();
         assert!(path.exists());
-        assert_eq!(state.quarantined.load(Ordering::Relaxed), 1);
+        assert_eq!(state.quarantined(), 1);
         let again = Home::make(&state, "k1", None, true).expect_err("it is there");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    /// A short lack of descriptors took every user of a server for good.
+    #[test]
+    fn what_can_not_be_removed_is_tried_again_and_used_then() {
+        let state = Arc::new(StateDir::make().expect("a directory"));
+        let home = Home::make(&state, "k1", None, true).expect("a home");
+        let path = home.path().to_owned();
+        // No directory, and so refused.
+        std::fs::remove_dir_all(&path).expect("removed");
+        let elsewhere = state.path().with_extension("moved");
+        std::fs::rename(state.path(), &elsewhere).expect("moved");
+        std::fs::write(state.path(), "").expect("a file in its place");
+        drop(home);
+        assert_eq!(state.quarantined(), 1);
+        state.remove_what_remains();
+        assert_eq!(state.quarantined(), 1, "it still can't be");
+        std::fs::remove_file(state.path()).expect("removed");
+        std::fs::rename(&elsewhere, state.path()).expect("moved back");
+        state.remove_what_remains();
+        assert_eq!((state.quarantined(), path.exists()), (0, false));
+        Home::make(&state, "k1", None, true).expect("its place is free");
     }
 
     /// Code of an ordinary user's server closed it, and no call worked any more.

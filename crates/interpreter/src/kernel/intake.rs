@@ -76,6 +76,10 @@ impl<'a> Intake<'a> {
 
     pub(crate) fn text(&mut self, stream: Stream, bytes: Bytes) {
         self.has_come(bytes.len());
+        if stream == Stream::Stderr {
+            self.finish();
+            self.crash_frames.passed(&bytes);
+        }
         self.tell(stream, bytes);
     }
 
@@ -88,7 +92,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Nothing more comes.
+    /// What comes next comes by another way, or nothing does: all that was held back is told.
     pub(crate) fn finish(&mut self) {
         let held = self.crash_frames.held();
         self.tell(Stream::Stderr, held.into());

@@ -63,6 +63,9 @@ pub(super) const SOCKET_TYPE: u64 = 0xF;
 pub(super) const SOCK_DGRAM: u64 = 2;
 pub(super) const SOCK_RAW: u64 = 3;
 pub(super) const NEW_PID: u64 = 0x2000_0000;
+/// `F_SETLEASE` and `F_NOTIFY`.
+pub(super) const SET_LEASE: u64 = 1024;
+pub(super) const NOTIFY: u64 = 1026;
 pub(super) const SET_OWNER: u64 = 8;
 pub(super) const SET_OWNER_EXTENDED: u64 = 15;
 pub(super) const SOCKET_SET_OWNER: u64 = 0x8901;
@@ -89,6 +92,18 @@ pub(super) const RULES: &[Rule] = &[
         "large parts of the kernel that exploits start from; io_uring also goes around this filter",
     ),
     always(&["add_key", "request_key", "keyctl"], "key rings are shared by all processes of a user"),
+    always(
+        &["inotify_init1", "fanotify_init"],
+        "watches show what the machine and other calls do with the files that all see; their number is the user's",
+    ),
+    Rule { calls: &["inotify_init"], only_on: Some(TargetArch::x86_64), when: When::Always, errno: EPERM, reason: "as above" },
+    Rule {
+        calls: &["fcntl"],
+        only_on: None,
+        when: When::IsOne(1, &[SET_LEASE, NOTIFY]),
+        errno: EPERM,
+        reason: "as above, and a lease holds up whoever opens the file",
+    },
     always(
         &[
             "umount2",

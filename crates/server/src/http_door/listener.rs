@@ -47,30 +47,30 @@ struct Visits {
     said: Option<Instant>,
 }
 
-/// How long answers that are there may take to go out at the end.
+/// How long answers that are there may take to go out at the end, at least.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` completes and what was answered has gone out, then drops all connections, and with them their calls.
+/// Serves until `stop` completes, then drops all connections, and with them their calls. Where it gives a time, what was answered
+/// may go out until then.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     bound: usize,
     idle: Duration,
-    stop: impl Future<Output = ()> + Send,
+    stop: impl Future<Output = Option<Instant>> + Send,
 ) {
     let mut visits = Visits { bound, idle, router, tasks: JoinSet::new(), known: HashMap::new(), said: None };
-    let stop = async {
-        stop.await;
-        Instant::now()
-    };
     let mut stop = std::pin::pin!(stop);
     let mut stopped = None;
     let mut looks = tokio::time::interval(BREATH);
     loop {
         tokio::select! {
-            at = &mut stop, if stopped.is_none() => stopped = Some(at),
+            until = &mut stop, if stopped.is_none() => match until {
+                Some(until) => stopped = Some(until.max(Instant::now() + LAST_ANSWERS)),
+                None => return,
+            },
             _ = looks.tick(), if stopped.is_some() => {
-                let is_over = stopped.is_some_and(|at| at.elapsed() > LAST_ANSWERS);
+                let is_over = stopped.is_some_and(|until| Instant::now() > until);
                 if is_over || !visits.is_answering() {
                     return;
                 }

@@ -66,7 +66,7 @@ impl KernelProcess {
 
     /// The most that it has had in memory at once, in bytes; none when it has gone.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
-        let status = proc::text(&format!("/proc/{}/status", self.pid))?;
+        let status = proc::text(format!("/proc/{}/status", self.pid))?;
         Some(proc::field(&status, "VmHWM:") << 10)
     }
 

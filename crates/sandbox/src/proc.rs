@@ -23,7 +23,7 @@ pub(crate) struct Stat {
 /// How many threads a user has, over the whole machine: what `RLIMIT_NPROC` counts.
 pub fn threads_of_user(uid: u32) -> u64 {
     all_pids()
-        .filter_map(|pid| text(&format!("/proc/{pid}/status")))
+        .filter_map(|pid| text(format!("/proc/{pid}/status")))
         .filter(|status| field(status, "Uid:") == u64::from(uid))
         .map(|status| field(&status, "Threads:"))
         .sum()
@@ -55,16 +55,16 @@ pub(crate) fn field(status: &str, name: &str) -> u64 {
 
 /// What bounds a process: its resource limits, niceness and processors, as text; `None` when it has gone.
 pub fn bounds_of(pid: i32) -> Option<String> {
-    let stat = text(&format!("/proc/{pid}/stat"))?;
+    let stat = text(format!("/proc/{pid}/stat"))?;
     let nice = stat.rsplit(')').next()?.split_whitespace().nth(16)?.to_owned();
-    let status = text(&format!("/proc/{pid}/status"))?;
+    let status = text(format!("/proc/{pid}/status"))?;
     let processors = status.lines().find(|line| line.starts_with("Cpus_allowed:"))?;
-    Some(format!("{}{nice} {processors}", text(&format!("/proc/{pid}/limits"))?))
+    Some(format!("{}{nice} {processors}", text(format!("/proc/{pid}/limits"))?))
 }
 
 /// What the children that a process has waited for have run.
 pub(crate) fn cpu_time_of_children(pid: i32) -> Option<Duration> {
-    let stat = text(&format!("/proc/{pid}/stat"))?;
+    let stat = text(format!("/proc/{pid}/stat"))?;
     let ticks =
         stat.rsplit(')').next()?.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
     Some(Duration::from_millis(ticks * MILLISECONDS_A_TICK))
@@ -77,13 +77,13 @@ pub(crate) fn all_of_user(uid: u32) -> Vec<i32> {
 
 /// The real user of a process.
 pub(crate) fn user_of(pid: i32) -> Option<u32> {
-    let status = text(&format!("/proc/{pid}/status"))?;
+    let status = text(format!("/proc/{pid}/status"))?;
     u32::try_from(field(&status, "Uid:")).ok()
 }
 
 /// Whether the process can't gain rights by starting a program, and nothing it starts can.
 pub(crate) fn has_no_new_privileges(pid: i32) -> bool {
-    let status = text(&format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = text(format!("/proc/{pid}/status")).unwrap_or_default();
     field(&status, "NoNewPrivs:") == 1
 }
 
@@ -128,7 +128,7 @@ pub(crate) fn all_stats() -> HashMap<i32, Stat> {
 }
 
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(pid, &text(&format!("/proc/{pid}/stat"))?)
+    parse_stat(pid, &text(format!("/proc/{pid}/stat"))?)
 }
 
 /// The name in the second field may hold anything, so the rest is counted from its last parenthesis.

@@ -103,7 +103,7 @@ struct ProcessMemory {
 }
 
 fn memory_of_process(pid: i32) -> ProcessMemory {
-    let status = text(&format!("{}/status", of_live_thread(pid))).unwrap_or_default();
+    let status = text(format!("{}/status", of_live_thread(pid))).unwrap_or_default();
     let bytes = |name| field(&status, name) * 1024;
     ProcessMemory {
         anonymous: bytes("RssAnon:") + bytes("VmSwap:"),
@@ -118,17 +118,17 @@ fn of_live_thread(pid: i32) -> String {
     let process = format!("/proc/{pid}");
     let has_ended =
         |stat: Option<String>| stat.is_some_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")));
-    if !has_ended(text(&format!("{process}/stat"))) {
+    if !has_ended(text(format!("{process}/stat"))) {
         return process;
     }
     let threads = std::fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten();
     let mut paths = threads.map(|thread| thread.path().display().to_string());
-    paths.find(|thread| !has_ended(text(&format!("{thread}/stat")))).unwrap_or(process)
+    paths.find(|thread| !has_ended(text(format!("{thread}/stat")))).unwrap_or(process)
 }
 
 /// All Unix sockets of the network namespace that a process is in.
 fn sockets_in_network_of(pid: i32) -> u64 {
-    let text = text(&format!("/proc/{pid}/net/protocols")).unwrap_or_default();
+    let text = text(format!("/proc/{pid}/net/protocols")).unwrap_or_default();
     let of_unix = text.lines().filter(|line| line.starts_with("UNIX"));
     of_unix.filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum()
 }

@@ -29,6 +29,9 @@ use crate::answer::signal_name;
 use crate::probe::Probes;
 use crate::wire::{Exit, Fork, ForkKernel, Message, Number, Request};
 
+/// Of a process whose handle did not come: one that has gone has none, and without a free descriptor none can be taken.
+const GONE: &str =
+    "it ended at once, or no descriptor was left for it (Too many open files: raise the limit on open files, `ulimit -n`)";
 /// How long a process may take from being asked for to being announced: other code may have stopped who forks it.
 const FORK_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the status of a zygote that has ended may take.
@@ -241,7 +244,7 @@ impl Zygote {
             Ok(Message::Spawned { id, number }) => {
                 let process =
                     handle(number, &mut fds).and_then(|handle| Some((handle.pid()?, handle, fds.next().map(Pidfd::new))));
-                self.announce(id, process.ok_or_else(|| "it ended at once".to_owned()));
+                self.announce(id, process.ok_or_else(|| GONE.to_owned()));
             }
             Ok(Message::Failed { id, reason }) => self.announce(
                 id,

@@ -4,6 +4,7 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -85,13 +86,23 @@ async fn a_full_disk_is_told_and_the_server_serves_when_there_is_room_again() {
     let place = folder.path().join("small");
     let (server, log, seen) = on_a_small_disk(&place, "1777", &[("TMPDIR", place.to_str().unwrap())]);
     server.still_works().await;
-    let mut filled = Vec::new();
-    while std::fs::create_dir(seen.join(filled.len().to_string())).is_ok() {
-        filled.push(seen.join(filled.len().to_string()));
-    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
+    // Also with what calls that end give back.
+    let fills = std::thread::spawn(move || {
+        let mut filled = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            match std::fs::create_dir(seen.join(filled.len().to_string())) {
+                Ok(()) => filled.push(seen.join(filled.len().to_string())),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        filled
+    });
     let words = ["making a kernel's directory: No space left on device", "TMPDIR"];
     is_told_and_over(&server, &log, &words, async || {
-        for directory in &filled {
+        is_over.store(true, Ordering::Relaxed);
+        for directory in fills.join().unwrap() {
             std::fs::remove_dir(directory).unwrap();
         }
     })

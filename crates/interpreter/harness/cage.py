@@ -155,9 +155,7 @@ def _is_own(host):
     """Whether a name or an address is one of the call's own network, or none at all."""
     if isinstance(host, bytes):
         host = host.decode("ascii", "replace")
-    if not isinstance(host, str) or host in _OWN_NAMES or host.startswith("127."):
-        return True
-    return False
+    return not isinstance(host, str) or host in _OWN_NAMES or host.startswith("127.")
 
 
 def _network_is_reachable():

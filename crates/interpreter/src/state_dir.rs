@@ -47,7 +47,6 @@ pub(crate) struct StateDir {
 /// What a kernel had to itself, when all of it is dead.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    pub(crate) name: String,
     pub(crate) directory: PathBuf,
     /// Given back with this.
     pub(crate) user: Option<KernelUser>,
@@ -80,15 +79,12 @@ impl StateDir {
 
     /// Removes what a kernel had to itself, and gives its user back; at the latest with a later one, where that is refused now.
     pub(crate) fn remove(&self, remains: Remains) {
-        match remains.remove() {
-            Ok(()) => self.is_removed(&remains),
-            Err(error) => {
-                if self.told.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error.kind().to_string()) {
-                    let directory = remains.directory.display();
-                    tracing::error!(%directory, %error, "what a call left could not be removed; it is tried again, and its user not used until then");
-                }
-                self.remains().push(remains);
+        if let Err(error) = remains.remove() {
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error.kind().to_string()) {
+                let directory = remains.directory.display();
+                tracing::error!(%directory, %error, "what a call left could not be removed; it is tried again, and its user not used until then");
             }
+            self.remains().push(remains);
         }
     }
 
@@ -101,12 +97,7 @@ impl StateDir {
                 self.remains().insert(0, remains);
                 return;
             }
-            self.is_removed(&remains);
         }
-    }
-
-    fn is_removed(&self, remains: &Remains) {
-        self.homes().remove(&remains.name);
     }
 
     /// Calls after which something could not be ended, or is not removed yet.

@@ -21,6 +21,7 @@ use protocol::{
     PackageReport, PackageUse, Policy,
 };
 use tokio::sync::watch;
+use tracing::Instrument;
 
 pub use self::call::{Call, Door, Guard, Principal};
 use self::environment::LimitsInfo;
@@ -172,7 +173,8 @@ impl Service {
     /// `execute_python`. Dropping the future kills the run, and an install for it.
     pub async fn execute(&self, call: &Call, request: CellRequest, listener: &mut dyn EventSink) -> Outcome {
         let mut events = Fold::new(request.limits.output_cap_bytes, listener);
-        let ended = self.run(call, request, &mut events).await.unwrap_or_else(|refused| *refused);
+        let span = tracing::info_span!("call", id = call.id(), door = ?call.door());
+        let ended = self.run(call, request, &mut events).instrument(span).await.unwrap_or_else(|refused| *refused);
         events.push(Event::Ended(Arc::new(ended)));
         events.outcome()
     }

@@ -86,8 +86,8 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let (name, directory) = (std::mem::take(&mut self.name), std::mem::take(&mut self.directory));
-        self.state.remove(Remains { name, directory, user: self.user.take() });
+        self.state.remove(Remains { directory: std::mem::take(&mut self.directory), user: self.user.take() });
+        self.state.homes().remove(&self.name);
     }
 }
 

@@ -204,7 +204,11 @@ async fn serve(settings: &EngineSettings, http: &HttpSettings, stop: Cancellatio
         .await
         .map_err(|error| format!("HOST={} PORT={}: {error}", http.host, http.port))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let service = settings.start(false, DoorRules::default()).await?;
+    let service = tokio::select! {
+        // Where layers are insisted on, it waits for the interpreter.
+        () = stop.cancelled() => return Ok(()),
+        service = settings.start(false, DoorRules::default()) => service?,
+    };
     settings::warn_of_reach(address);
     tracing::info!("serving MCP at http://{address}/lambda/mcp/");
     tokio::select! {

@@ -94,7 +94,7 @@ impl FromStr for Layer {
     type Err = UnknownLayer;
 
     fn from_str(text: &str) -> Result<Self, UnknownLayer> {
-        Self::ALL.iter().copied().find(|layer| layer.as_str() == text).ok_or_else(|| UnknownLayer(text.to_owned()))
+        Self::ALL.iter().copied().find(|layer| layer.as_str() == text.trim()).ok_or_else(|| UnknownLayer(text.to_owned()))
     }
 }
 

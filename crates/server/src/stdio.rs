@@ -7,10 +7,10 @@
 mod id;
 mod pipes;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -60,7 +60,7 @@ pub async fn serve_stdio(service: Arc<Service>, max_line_bytes: usize) -> Result
 #[derive(Default)]
 struct Client {
     /// What it asks and is not answered yet.
-    open: Mutex<HashSet<RequestId>>,
+    open: Mutex<HashMap<RequestId, Weak<Open>>>,
     /// What it has taken back, and is still being worked for.
     taken_back: Mutex<HashSet<RequestId>>,
     /// Answers that are being written.
@@ -74,7 +74,7 @@ struct Client {
 }
 
 impl Client {
-    fn open(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<RequestId, Weak<Open>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -222,23 +222,28 @@ impl Reader {
         match &mut message {
             ClientJsonRpcMessage::Request(request) => {
                 let is_taken = self.client.taken_back().contains(&request.id);
-                if is_taken || !self.client.open().insert(request.id.clone()) {
+                if is_taken || self.client.open().contains_key(&request.id) {
                     let problem = "is that of another request that is not answered yet";
                     return Err(Refusal::of_field(&ArgumentError::new("id", problem)));
                 }
+                let worked_for = Arc::new(Open(self.client.clone(), request.id.clone()));
+                self.client.open().insert(request.id.clone(), Arc::downgrade(&worked_for));
                 let extensions = request.request.extensions_mut();
                 extensions.insert(Lifted::new(lifted.arguments, None));
                 extensions.insert(Call::new(Door::Stdio));
-                extensions.insert(Arc::new(Open(self.client.clone(), request.id.clone())));
+                extensions.insert(worked_for);
             }
             ClientJsonRpcMessage::Notification(notification) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
                     // It gets no answer, and its id is nobody else's until its work has ended.
-                    if self.client.open().contains(id) {
-                        self.client.taken_back().insert(id.clone());
+                    let mut taken_back = self.client.taken_back();
+                    // Where it has ended, nobody would give the id back.
+                    if self.client.open().get(id).is_some_and(|open| open.strong_count() > 0) {
+                        taken_back.insert(id.clone());
                     }
+                    drop(taken_back);
                     self.client.close(id);
                 }
             }

@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, Id, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tower::ServiceExt;
 
 use super::stream::Stream;
@@ -63,6 +63,8 @@ pub(crate) async fn serve(
     let mut stop = std::pin::pin!(stop);
     let mut stopped = None;
     let mut looks = tokio::time::interval(BREATH);
+    // Not looked at until the end.
+    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             until = &mut stop, if stopped.is_none() => match until {

@@ -60,7 +60,7 @@ impl Visit {
         self.is_guest
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -128,7 +128,7 @@ class Cage:
                 os._exit(0)
         os.close(write)
         with os.fdopen(read, "rb") as answer:
-            held = json.loads(answer.read() or b"{}")
+            held = json.loads(answer.read())  # none at all ends the holder: nothing is known of any layer
         os.waitpid(pid, 0)
         if self.ruleset_fd is not None and not namespaces.in_use():
             os.close(self.ruleset_fd)  # it was for this; each kernel gets one

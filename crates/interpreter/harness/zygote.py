@@ -215,7 +215,7 @@ def _serve(control, cage, name="", kernel_warm=""):
 
 
 class _Firsts:
-    """The first processes of kernels' PID namespaces. They end after their kernels, and tell nobody: so they are looked for a
+    """The first processes of kernels' PID namespaces. They are ended after their kernels, and tell nobody: so they are looked for a
     moment later, off every call's way."""
 
     _PATIENCE_MS = 20
@@ -232,8 +232,11 @@ class _Firsts:
 
     def end(self, pid):
         self._left.discard(pid)
-        if pid in self._of_kernels:
-            self._left.add(self._of_kernels.pop(pid))
+        first = self._of_kernels.pop(pid, None)
+        if first is not None:
+            # Whatever the supervisor was told of it: what is left in the namespace ends with it. It can't be gone before.
+            os.kill(first, signal.SIGKILL)
+            self._left.add(first)
 
 
 def _fork(control, request, fds, children, firsts):
